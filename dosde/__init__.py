@@ -1,0 +1,29 @@
+"""Solvers for diffusion that starts from a known source: domain-shift SDEs, and every linear Gaussian path like them.
+
+    x0 = dosde.solve(model, x_hat0, steps=5, order=3)
+
+schedule, shift -> Process -> plan of Steps (method, grid) -> solve. Each module begins with the equations that it computes.
+"""
+
+from . import expansion, grid, method, noise, prediction, presets, process, schedule, shift
+from .prediction import Denoiser
+from .process import Marginal, Process
+from .solve import plan, solve
+
+__all__ = [
+    "Denoiser",
+    "Marginal",
+    "Process",
+    "expansion",
+    "grid",
+    "method",
+    "noise",
+    "plan",
+    "prediction",
+    "presets",
+    "process",
+    "schedule",
+    "shift",
+    "solve",
+]
+__version__ = "0.1.0"

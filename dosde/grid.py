@@ -1,0 +1,45 @@
+"""Grids: functions (process, steps) -> times, steps + 1 of them, decreasing.
+
+The first time may be t1, where a = 0 (lam infinite); the last may be 0. Grids laid in lam need a scalar eta and a finite
+lam_max, and end with the time of lam_min followed by t = 0, as is usual: the last of the steps goes from lam_min to 0.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .process import Process
+
+Grid = Callable[[Process, int], Tensor]
+
+
+def uniform(process: Process, steps: int) -> Tensor:
+    """Uniform in t from t1 to 0: the default."""
+    return torch.linspace(process.t1, 0, steps + 1, dtype=torch.float64)
+
+
+def log_lam(lam_max: float = 80.0, lam_min: float = 0.03) -> Grid:
+    """Uniform in log lam from lam_max (or lam(t1), if that is less) to lam_min, then t = 0."""
+    return karras(lam_max, lam_min, rho=math.inf)
+
+
+def karras(lam_max: float = 80.0, lam_min: float = 0.03, rho: float = 7.0) -> Grid:
+    """Uniform in lam^(1/rho) from lam_max (or lam(t1), if that is less) to lam_min, then t = 0 (Karras et al. 2022, Eq. 5)."""
+    if not 0 < lam_min < lam_max < math.inf:
+        raise ValueError(f"lam_min, lam_max: {lam_min}, {lam_max}; 0 < lam_min < lam_max < inf is needed")
+    if not rho > 0:
+        raise ValueError(f"rho: {rho}; a positive power is needed")
+
+    def grid(process: Process, steps: int) -> Tensor:
+        end = torch.zeros(1, dtype=torch.float64)
+        most = min(lam_max, float(process(process.t1).lam.max()))
+        x = torch.linspace(0, 1, steps, dtype=torch.float64)
+        if math.isinf(rho):
+            lams = torch.exp((1 - x) * math.log(most) + x * math.log(lam_min))
+        else:
+            lams = ((1 - x) * most ** (1 / rho) + x * lam_min ** (1 / rho)) ** rho
+        return torch.cat([process.time(lams.clamp(max=most)), end])
+
+    return grid

@@ -1,0 +1,112 @@
+"""Methods: functions (marginals, order) -> list[Step]. A step from time s to t is
+
+    x_t = keep x_s + hat x_hat0 + sum_i new_i x_theta_i + noise z,      x_theta_0 the newest output
+
+and with c in [0, 1], rho = lam_t / lam_s, every one of them satisfies
+
+    keep = c sigma_t / sigma_s     hat = b_t - keep b_s     sum new = a_t (1 - c rho)     noise = sigma_t sqrt(1 - c^2)
+
+so that x_s on the marginal of s and x_theta = x0 give x_t on the marginal of t. c = rho is the reverse SDE (Eq. 11), c = 1 its
+probability-flow ODE. A method chooses c and how sum new is divided among past outputs (`expansion.weights`); the first
+steps, which have no past, are of lower order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import expansion
+from .expansion import Variable
+from .process import Marginal
+
+Coefficient = float | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step, from time t to t_next on the clock u. Coefficients are floats, or float64 tensors where eta is a field."""
+
+    t: float
+    t_next: float
+    u: Coefficient
+    u_next: Coefficient
+    keep: Coefficient
+    hat: Coefficient
+    new: tuple[Coefficient, ...]
+    noise: Coefficient
+
+    def __str__(self) -> str:
+        new = " ".join(f"{_number(w)} x_theta[{-i}]" for i, w in enumerate(self.new))
+        terms = f"{_number(self.keep)} x {_number(self.hat)} x_hat0 {new} {_number(self.noise)} z"
+        return f"t {self.t:.4f} -> {self.t_next:.4f}:  x = {terms}"
+
+
+Method = Callable[[Sequence[Marginal], int], list[Step]]
+
+
+def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
+    """The paper's DoS-SDE Solver-1, 2, 3 (Eq. 41-49, Algorithms 1-3, with z for the misprinted x_hat0 in the noise).
+
+    Expansion orders 1, 2, 2: the third solver keeps the two-point first derivative. Strong order 1, weak order at most 2.
+    Errors: ValueError for an order above 3.
+    """
+    if order > 3:
+        raise ValueError(f"order: {order}; dos has orders 1 to 3, adams has any")
+    return _steps(marginals, order, power=2, variable=expansion.lam, taylor=True)
+
+
+def adams(marginals: Sequence[Marginal], order: int, variable: Variable = expansion.lam) -> list[Step]:
+    """The reverse SDE with x_theta expanded to any order k by the polynomial through the last k outputs.
+
+    Expansion order k. As for every such method of an SDE, strong order 1 and weak order at most 2. Another variable:
+    functools.partial(adams, variable=dosde.expansion.log_lam).
+    """
+    return _steps(marginals, order, power=2, variable=variable)
+
+
+def ode(marginals: Sequence[Marginal], order: int, variable: Variable = expansion.lam) -> list[Step]:
+    """The probability-flow ODE, order k from the polynomial through the last k outputs. Noise enters at the start only."""
+    return _steps(marginals, order, power=1, variable=variable)
+
+
+def _steps(
+    marginals: Sequence[Marginal], order: int, power: int, variable: Variable, taylor: bool = False
+) -> list[Step]:
+    """The plan of c = rho^(power - 1): power 2 for the SDE, 1 for the ODE."""
+    t, a, b, sigma = (torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma"))
+    lams, u = sigma / a, (a / sigma) ** 2
+    c = expansion.ratio(lams) ** (power - 1)
+    keep = c * sigma[1:] / sigma[:-1]
+    hat = b[1:] - keep * b[:-1]
+    noise = sigma[1:] * torch.sqrt((1 - c) * (1 + c))
+    new = a[1:] * expansion.weights(lams, order, power, variable, taylor)
+    columns = [_column(v) for v in (u[:-1], u[1:], keep, hat, noise)]
+    past = [_trimmed(row) for row in zip(*(_column(row) for row in new), strict=True)]
+    times = t.reshape(len(t), -1)[:, 0].tolist()
+    return [
+        Step(s, t, u, u_next, keep, hat, new, noise)
+        for s, t, u, u_next, keep, hat, noise, new in zip(times[:-1], times[1:], *columns, past, strict=True)
+    ]
+
+
+def _column(values: Tensor) -> list[Coefficient]:
+    """One coefficient a step: floats, or tensors where there is a field; a field of zeros is the float 0."""
+    if values.ndim == 1:
+        floats: list[Coefficient] = values.tolist()
+        return floats
+    return [row if row.any() else 0.0 for row in values]
+
+
+def _trimmed(new: tuple[Coefficient, ...]) -> tuple[Coefficient, ...]:
+    """Without the oldest outputs that have no weight, so that the loop does not touch them."""
+    while len(new) > 1 and isinstance(new[-1], float) and new[-1] == 0:
+        new = new[:-1]
+    return new
+
+
+def _number(value: Coefficient) -> str:
+    if isinstance(value, float):
+        return f"{value:+.4g}"
+    return f"[{float(value.min()):+.4g} .. {float(value.max()):+.4g}]"

@@ -1,0 +1,118 @@
+"""What a network predicts, and the x_theta (the estimate of x0) that follows.
+
+With m = (a, b, sigma) at t, alpha = a + b, and x = a x0 + b x_hat0 + sigma eps:
+
+    x0      x0 itself
+    eps     (x - a x0 - b x_hat0) / sigma                       the paper's noise (Eq. 29)
+    vp_eps  (x - alpha x0) / sigma                              the noise of plain diffusion, no x_hat0 in it:
+                                                                what the released DoSSR network predicts
+    v       alpha vp_eps - sigma x0                             the velocity of plain diffusion
+    score   -eps / sigma                                        Eq. 9
+
+x0 cannot be had from eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0. At
+sigma = 0 there is no noise to be told from x.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .process import Marginal, Process
+
+Kind = Literal["x0", "eps", "vp_eps", "v", "score"]
+Predicts = Literal["x0", "eps", "vp_eps", "v"]
+Net = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind, target: Kind) -> Tensor:
+    """The `target` that belongs to the `source` prediction `value` at x on the marginal m.
+
+    value, x, x_hat0: tensors of one shape. Errors: ValueError where the target is undefined (see above).
+    """
+    for name, kind in (("source", source), ("target", target)):
+        if kind not in get_args(Kind):
+            raise ValueError(f"{name}: {kind!r}; one of {', '.join(get_args(Kind))}")
+    if source == target:
+        return value
+    if source == "score":
+        return convert(-m.sigma.to(x) * value, x, x_hat0, m, "eps", target)
+    if target == "score":
+        _require(m.sigma, "sigma", m, "the score is infinite")
+        return convert(value, x, x_hat0, m, source, "eps") / -m.sigma.to(x)
+    on_value, on_x, on_source = (c.to(x) for c in to_x0(source, m))
+    x0 = on_value * value + on_x * x + on_source * x_hat0
+    if target == "x0":
+        return x0
+    _require(m.sigma, "sigma", m, f"there is no {target}")
+    a, b, alpha, sigma = (c.to(x) for c in (m.a, m.b, m.alpha, m.sigma))
+    if target == "eps":
+        return (x - a * x0 - b * x_hat0) / sigma
+    vp_eps = (x - alpha * x0) / sigma
+    return vp_eps if target == "vp_eps" else alpha * vp_eps - sigma * x0
+
+
+def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, q, r) with x0 = p value + q x + r x_hat0. Errors: ValueError where x0 does not follow from the value."""
+    zero = torch.zeros_like(m.a)
+    if source == "x0":
+        return torch.ones_like(m.a), zero, zero
+    if source == "eps":
+        _require(m.a, "a", m, "x0 does not follow from eps; predict vp_eps, v or x0 instead, or start below t1")
+        return -m.sigma / m.a, 1 / m.a, -m.b / m.a
+    if source == "vp_eps":
+        _require(m.alpha, "alpha", m, "x0 does not follow from vp_eps; predict v or x0 instead")
+        return -m.sigma / m.alpha, 1 / m.alpha, zero
+    if source == "v":
+        norm = m.alpha**2 + m.sigma**2
+        return -m.sigma / norm, m.alpha / norm, zero
+    raise ValueError(f"source: {source!r}; one of x0, eps, vp_eps, v")
+
+
+class Denoiser:
+    """A network as a model: (x, x_hat0, t) -> x_theta, computed in the dtype of x.
+
+    net(x, x_hat0, t) gets x in the dtype of x_hat0 and t as a 0-dim float64 tensor on the host, and returns what `predicts`
+    names, in the shape of x. A table of T steps has the index T t - 1.
+
+    >>> import torch, dosde
+    >>> process = dosde.Process(dosde.schedule.linear(), dosde.shift.cosine())
+    >>> model = Denoiser(lambda x, x_hat0, t: torch.zeros_like(x), process, predicts="v")
+    >>> dosde.solve(model, torch.ones(1, 3, 8, 8), steps=4, order=2).shape
+    torch.Size([1, 3, 8, 8])
+    """
+
+    def __init__(self, net: Net, process: Process, predicts: Predicts = "vp_eps") -> None:
+        if not callable(net):
+            raise TypeError(f"net: {net!r}; a function (x, x_hat0, t) -> tensor is needed")
+        if not isinstance(process, Process):
+            raise TypeError(f"process: {process!r}; a dosde.Process is needed")
+        if predicts not in get_args(Predicts):
+            raise ValueError(f"predicts: {predicts!r}; one of {', '.join(get_args(Predicts))}")
+        self.net, self.process, self.predicts = net, process, predicts
+        self.coefficients = functools.lru_cache(maxsize=4096)(self._coefficients)
+
+    def _coefficients(self, t: float) -> tuple[float | Tensor, ...]:
+        """Those of `to_x0` at t: floats, or tensors where eta is a field."""
+        parts = to_x0(self.predicts, self.process(t))
+        return tuple(c if c.ndim else c.item() for c in parts)
+
+    def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
+        value = self.net(x.to(x_hat0.dtype), x_hat0, t)
+        if self.predicts == "x0":
+            return value
+        on_value, on_x, on_source = (
+            c.to(x) if isinstance(c, Tensor) else c for c in self.coefficients(float(t))
+        )
+        x_theta = x * on_x + value * on_value
+        if self.predicts == "eps":
+            x_theta += x_hat0 * on_source
+        return x_theta
+
+
+def _require(value: Tensor, name: str, m: Marginal, consequence: str) -> None:
+    if not (value > 0).all():
+        t = m.t.reshape(-1)[0].item()
+        raise ValueError(f"t: {t:g}; {name} = 0 there, where {consequence}")

@@ -1,0 +1,36 @@
+"""Discretisations with a name."""
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from . import schedule, shift
+from .process import Process
+
+
+def dossr(steps: int = 5, t1: float | Fraction = 0.5) -> tuple[Process, Tensor]:
+    """The released DoSSR discretisation: (process, times) for solve(..., process=process, grid=times).
+
+    A table of T = 1000 steps with sqrt(beta) linear from .00085 to .012; T1 = floor(t1 T) etas by a cosine over s = .001 ..
+    .999, 1 after: eta reaches neither 0 nor 1 on the grid. The grid has indices T1 - 1 to 0, by a float stride that
+    is rounded half to even: it ends at index 0, sigma = .029, without a final denoise.
+    """
+    T = 1000
+    if steps < 1:
+        raise ValueError(f"steps: {steps}; a positive integer is needed")
+    if not 0 < t1 <= 1:
+        raise ValueError(f"t1: {t1}; a time in (0, 1] is needed")
+    T1 = math.floor(t1 * T + 1e-9)
+    if steps >= T1:
+        raise ValueError(f"steps: {steps}; fewer than the {T1} indices below t1 are needed")
+    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), T, dtype=torch.float64) ** 2
+    etas = torch.ones(T, dtype=torch.float64)
+    etas[:T1] = (1 - torch.cos(math.pi * torch.linspace(0.001, 0.999, T1, dtype=torch.float64))) / 2
+    process = Process(schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0)), shift.from_table(etas))
+    indices, index = [0], 0.0
+    for _ in range(steps):
+        index += (T1 - 1) / steps
+        indices.append(round(index))
+    return process, (torch.tensor(indices[::-1], dtype=torch.float64) + 1) / T

@@ -1,0 +1,255 @@
+"""The domain-shift process: a linear Gaussian path from a target x0 through a source x_hat0 to noise.
+
+With a = alpha (1 - eta), b = alpha eta (both of the schedule and the shift):
+
+    marginal (Eq. 2)        x_t | x0, x_hat0 ~ N(a x0 + b x_hat0, sigma^2 I)
+    forward SDE (5), (6)    dx = (f x + h x_hat0) dt + g dw
+                            f = d log a / dt,   h = db/dt - f b,   g^2 = d sigma^2/dt - 2 f sigma^2
+    score (9)               -(x - a x_theta - b x_hat0) / sigma^2
+    reverse SDE (7)         dx = (f x + h x_hat0 - g^2 score) dt + g dw
+
+h is written for any a, b: with a = alpha (1 - eta) it is alpha/(1 - eta) d eta/dt, the paper's. Two clocks follow:
+lam = sigma/a, which rises with t from 0, and u = 1/lam^2, on which the reverse SDE has unit noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from . import shift as _shift
+from .schedule import Schedule, ve
+
+# Derivatives at t = 0 are taken here instead: the same numbers in float64, but sqrt has a derivative.
+_TINY = 1e-100
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """x_t | x0, x_hat0 ~ N(a x0 + b x_hat0, sigma^2 I) at time t (Eq. 2). All entries are float64 tensors on the host.
+
+    They are 0-dim for one time and a scalar eta; times and a field eta broadcast.
+    """
+
+    t: Tensor
+    a: Tensor
+    b: Tensor
+    sigma: Tensor
+
+    @property
+    def lam(self) -> Tensor:
+        """sigma / a: the noise level of (x - b x_hat0)/a about x0. Infinite where a = 0."""
+        return self.sigma / self.a
+
+    @property
+    def u(self) -> Tensor:
+        """1 / lam^2: the clock of the reverse Brownian motion. 0 where a = 0, infinite at sigma = 0."""
+        return (self.a / self.sigma) ** 2
+
+    @property
+    def alpha(self) -> Tensor:
+        """a + b, the scale of the schedule."""
+        return self.a + self.b
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The law of x_t given two or three of (x_s, x0, x_hat0): mean = sum of coefficient times tensor, and a std."""
+
+    on_x: Tensor
+    on_x0: Tensor
+    on_x_hat0: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Process:
+    """A domain-shift process of a noise schedule t -> (alpha, sigma) and a shift t -> eta.
+
+    Errors: ValueError if on a probe of times eta leaves [0, 1], eta or lam decreases, or alpha, sigma are not finite
+    and >= 0.
+
+    >>> import dosde
+    >>> process = Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
+    >>> m = process(0.25)
+    >>> print(f"a {m.a:.3f}, b {m.b:.3f}, sigma {m.sigma:.3f}, lam {m.lam:.3f}")
+    a 0.416, b 0.416, sigma 0.808, lam 1.941
+    """
+
+    schedule: Schedule
+    shift: Callable[[Tensor], Tensor] = field(default_factory=_shift.cosine)
+
+    def __post_init__(self) -> None:
+        for name in ("schedule", "shift"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name}: {getattr(self, name)!r}; a function of t is needed")
+        probe = [self(i / 32) for i in range(33)]
+        for m, n in pairwise(probe):
+            if not (n.b * m.alpha >= m.b * n.alpha * (1 - 1e-12)).all():
+                raise ValueError(f"shift: eta decreases between t = {m.t:g} and {n.t:g}; it must not decrease")
+            if not (n.sigma * m.a >= m.sigma * n.a * (1 - 1e-12)).all():
+                raise ValueError(f"schedule: sigma/a decreases between t = {m.t:g} and {n.t:g}; it must not decrease")
+        if not isinstance(self.shift, _shift.Shift):
+            object.__setattr__(self, "shift", _shift.Shift(self.shift, _first_time_of_one(self._eta)))
+
+    @property
+    def t1(self) -> float:
+        """The time at which a solve starts: where eta has reached 1 everywhere, or 1."""
+        assert isinstance(self.shift, _shift.Shift)
+        return self.shift.t1
+
+    @property
+    def field_shape(self) -> tuple[int, ...]:
+        """The shape of eta at one time: () unless eta is a field."""
+        return tuple(self._eta(torch.tensor(0.5, dtype=torch.float64)).shape)
+
+    def __call__(self, t: float | Tensor) -> Marginal:
+        """The marginal at t in [0, 1]. A tensor t broadcasts against the field of eta, if there is one."""
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        if not ((t >= 0) & (t <= 1)).all():
+            raise ValueError(f"t: {t.tolist()}; times in [0, 1] are needed")
+        return self._marginal(t)
+
+    def _marginal(self, t: Tensor) -> Marginal:
+        alpha, sigma = self.schedule(t)
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64) for v in (alpha, sigma))
+        if not ((alpha >= 0) & (sigma >= 0) & alpha.isfinite() & sigma.isfinite()).all():
+            raise ValueError(
+                f"schedule: alpha = {alpha.tolist()}, sigma = {sigma.tolist()} at t = {t.tolist()}; "
+                "both must be finite and >= 0"
+            )
+        eta = self._eta(t)
+        return Marginal(t, alpha * (1 - eta), alpha * eta, sigma.expand(eta.shape))
+
+    def _eta(self, t: Tensor) -> Tensor:
+        eta = torch.as_tensor(self.shift(t), dtype=torch.float64)
+        if not ((eta >= 0) & (eta <= 1)).all():
+            bad = eta[~((eta >= 0) & (eta <= 1))].reshape(-1)[0].item()
+            raise ValueError(f"shift: eta = {bad} at t = {t.reshape(-1)[0].item():g}; eta must lie in [0, 1]")
+        return eta + torch.zeros_like(t)
+
+    # -- The forward SDE ------------------------------------------------------------------------------------------
+
+    def f(self, t: float | Tensor) -> Tensor:
+        """d log a / dt (Eq. 6). ValueError where a = 0: it is infinite there."""
+        return self._sde(t)[0]
+
+    def h(self, t: float | Tensor) -> Tensor:
+        """alpha/(1 - eta) d eta/dt (Eq. 6). ValueError where a = 0: it is infinite there."""
+        return self._sde(t)[1]
+
+    def g(self, t: float | Tensor) -> Tensor:
+        """sqrt(d sigma^2/dt - 2 f sigma^2) (Eq. 6). ValueError where a = 0: it is infinite there."""
+        return self._sde(t)[2]
+
+    def _sde(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self(t)  # the error messages of a bad t
+        time = torch.as_tensor(t, dtype=torch.float64, device="cpu").clamp(min=_TINY)
+
+        def values(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = self._marginal(t)
+            return m.a, m.b, m.sigma
+
+        (a, b, sigma), (da, db, dsigma) = torch.func.jvp(values, (time,), (torch.ones_like(time),))
+        if not (a > 0).all():
+            raise ValueError(f"t: {t}; f, h and g are infinite where a = 0, which is so from t1 = {self.t1:g} on")
+        f = da / a
+        return f, db - f * b, torch.sqrt((2 * sigma * (dsigma - f * sigma)).clamp(min=0))
+
+    def score(self, x: Tensor, x_hat0: Tensor, x_theta: Tensor, t: float | Tensor) -> Tensor:
+        """-(x - a x_theta - b x_hat0) / sigma^2 (Eq. 9). ValueError at sigma = 0."""
+        m = self._over_batch(t, x)
+        if not (m.sigma > 0).all():
+            raise ValueError(f"t: {t}; the score is infinite where sigma = 0")
+        return -(x - m.a.to(x) * x_theta - m.b.to(x) * x_hat0) / m.sigma.to(x) ** 2
+
+    # -- Forward sampling and transitions --------------------------------------------------------------------------
+
+    def sample(self, x0: Tensor, x_hat0: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
+        """x_t = a x0 + b x_hat0 + sigma z (Eq. 2), z ~ N(0, I). t is one time, or one a sample (shape (batch,))."""
+        m = self._over_batch(t, x0)
+        return m.a.to(x0) * x0 + m.b.to(x0) * x_hat0 + m.sigma.to(x0) * z
+
+    def transition(self, s: float | Tensor, t: float | Tensor) -> Transition:
+        """The law of x_t | x_s, x_hat0 under the forward SDE (5), s <= t. ValueError where a_s = 0.
+
+        The chain of Eq. 3 has the same marginals, but not the same joint law: see `chain`.
+        """
+        m, n = self._ordered(s, t)
+        if not (m.a > 0).all():
+            raise ValueError(f"s: {s}; the SDE cannot be followed from where a = 0")
+        k = n.a / m.a
+        return Transition(k, torch.zeros_like(k), n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
+
+    def chain(self, s: float | Tensor, t: float | Tensor) -> Transition:
+        """The law of x_t | x_s, x0, x_hat0 in the paper's chain (Eq. 3), s <= t.
+
+        Its noise is that of plain diffusion, sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, and it needs x0. Marginals (2)
+        agree with those of the SDE; the joint law of (x_s, x_t) does not, since there a, not alpha, carries x_s on.
+        """
+        m, n = self._ordered(s, t)
+        if not (m.alpha > 0).all():
+            raise ValueError(f"s: {s}; the chain cannot be followed from where alpha = 0")
+        k = n.alpha / m.alpha
+        return Transition(k, n.a - k * m.a, n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
+
+    def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Marginal, Marginal]:
+        m, n = self(s), self(t)
+        if not (m.t <= n.t).all():
+            raise ValueError(f"s, t: {s}, {t}; s <= t is needed, the forward direction")
+        return m, n
+
+    # -- Times ----------------------------------------------------------------------------------------------------
+
+    def _over_batch(self, t: float | Tensor, x: Tensor) -> Marginal:
+        """The marginal at one time, or at one time a sample of x (t of shape (batch,)), to broadcast against x."""
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        if t.ndim == 1:
+            if len(t) != x.shape[0]:
+                raise ValueError(f"t: shape {tuple(t.shape)}; one time, or {x.shape[0]} of them (one a sample)")
+            t = t.reshape(-1, *[1] * (x.ndim - 1))
+        return self(t)
+
+    def time(self, lam: float | Tensor) -> Tensor:
+        """The time in [0, t1] at which lam has the given value: the inverse of t -> lam, by bisection.
+
+        Errors: ValueError for a field eta, or a value that lam does not take.
+        """
+        if self.field_shape:
+            raise ValueError(f"lam: eta is a field of shape {self.field_shape}, so lam has no single inverse; give times")
+        lam = torch.as_tensor(lam, dtype=torch.float64, device="cpu")
+        least, most = self(0.0).lam, self(self.t1).lam
+        if not ((lam >= least) & (lam <= most)).all():
+            raise ValueError(f"lam: {lam.tolist()}; this process has lam from {least:g} at t = 0 to {most:g} at t1")
+        low, high = torch.zeros_like(lam), torch.full_like(lam, self.t1)
+        for _ in range(64):
+            middle = (low + high) / 2
+            below = self(middle).lam < lam
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return high
+
+
+def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Process:
+    """ResShift: a = 1 - eta, b = eta, sigma = kappa sqrt(eta), its sequence of T etas at t = 1/T .. 1."""
+    if not kappa > 0:
+        raise ValueError(f"kappa: {kappa}; a positive number is needed")
+    eta = _shift.exponential(T, eta_min, eta_max, p)
+    return Process(ve(lambda t: kappa * torch.sqrt(eta(t))), eta)
+
+
+def _root_of_difference(p: Tensor, q: Tensor) -> Tensor:
+    return torch.sqrt(((p - q) * (p + q)).clamp(min=0))
+
+
+def _first_time_of_one(eta: Callable[[Tensor], Tensor]) -> float:
+    """The least t with eta(t) = 1 everywhere, by bisection; 1 if there is none."""
+    low, high = 0.0, 1.0
+    for _ in range(52):
+        middle = (low + high) / 2
+        if (eta(torch.tensor(middle, dtype=torch.float64)) == 1).all():
+            high = middle
+        else:
+            low = middle
+    return high

@@ -1,0 +1,96 @@
+"""Noise schedules: t -> (alpha, sigma), with t in [0, 1] and t = 0 the clean end.
+
+A schedule is any function of a float64 tensor t that returns (alpha, sigma), composed of torch operations so that
+`Process` can differentiate it. The variance-preserving (VP) ones here satisfy alpha^2 + sigma^2 = 1 and are written in
+B(t) = -log alpha^2, from which sigma = sqrt(-expm1(-B)) keeps all its digits down to t = 0.
+
+A network that was trained on a table of T steps knows that table: give it to `from_alphas_cumprod`. `linear` and
+`scaled_linear` are the continuous-time limits of the tables of the same name and differ from them by up to one per
+cent in alpha.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._pchip import pchip
+
+Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def linear(beta_min: float = 1e-4, beta_max: float = 0.02, T: int = 1000) -> Schedule:
+    """DDPM: beta(t) linear in t, B(t) = T int_0^t beta.
+
+    >>> import torch
+    >>> alpha, sigma = linear()(torch.tensor(0.5, dtype=torch.float64))
+    >>> print(f"{alpha:.4f} {sigma:.4f}")
+    0.2812 0.9597
+    """
+    _check_betas(beta_min, beta_max, T)
+    return _vp(lambda t: T * t * (beta_min + (beta_max - beta_min) * t / 2))
+
+
+def scaled_linear(beta_min: float = 0.00085, beta_max: float = 0.012, T: int = 1000) -> Schedule:
+    """Stable Diffusion: sqrt(beta(t)) linear in t, B(t) = T int_0^t beta."""
+    _check_betas(beta_min, beta_max, T)
+    p = math.sqrt(beta_min)
+    q = math.sqrt(beta_max) - p
+    return _vp(lambda t: T * t * (p * p + p * q * t + (q * t) ** 2 / 3))
+
+
+def cosine(s: float = 0.008) -> Schedule:
+    """Improved DDPM (Nichol and Dhariwal 2021): alpha = cos(w0 + w t) / cos(w0), w0 + w = pi/2, w0 = w s."""
+    if not 0 < s < math.inf:
+        raise ValueError(f"s: {s}; a positive offset is needed")
+    w0 = math.pi / 2 * s / (1 + s)
+
+    def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
+        w = math.pi / 2 / (1 + s) * t
+        q = 2 * torch.sin(w / 2) ** 2 + math.tan(w0) * torch.sin(w)  # 1 - alpha, without cancellation
+        q = torch.where(t < 1, q, 1.0)
+        return 1 - q, torch.sqrt(q * (2 - q))
+
+    return schedule
+
+
+def from_alphas_cumprod(table: Tensor | Sequence[float]) -> Schedule:
+    """The VP schedule through a table of alpha^2, index i at t = (i + 1)/T.
+
+    B is interpolated by monotone cubics through every node and through B(0) = 0: continuously differentiable, alpha = 1
+    and sigma = 0 at t = 0. `table` is 1-D, strictly decreasing, within (0, 1); a diffusers scheduler has it as
+    `scheduler.alphas_cumprod`.
+    """
+    values = torch.as_tensor(table, dtype=torch.float64, device="cpu").detach()
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"table: shape {tuple(values.shape)}; a 1-D table of at least two values is needed")
+    bad = ~((values > 0) & (values < 1))
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise ValueError(f"table: value {values[i].item()} at index {i}; alpha^2 must lie strictly between 0 and 1")
+    if not (values.diff() < 0).all():
+        i = int((values.diff() >= 0).nonzero()[0])
+        raise ValueError(f"table: {values[i].item()} then {values[i + 1].item()} at index {i}; it must decrease")
+    nodes = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    return _vp(pchip(nodes, torch.cat([values.new_zeros(1), -values.log()])))
+
+
+def ve(sigma: Callable[[Tensor], Tensor]) -> Schedule:
+    """Variance-exploding: alpha = 1 and sigma(t) as given, increasing from sigma(0) = 0."""
+    return lambda t: (torch.ones_like(t), sigma(t))
+
+
+def _vp(B: Callable[[Tensor], Tensor]) -> Schedule:
+    def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
+        b = B(t)
+        return torch.exp(-b / 2), torch.sqrt(-torch.expm1(-b))
+
+    return schedule
+
+
+def _check_betas(beta_min: float, beta_max: float, T: int) -> None:
+    if not 0 < beta_min < beta_max < 1:
+        raise ValueError(f"beta_min, beta_max: {beta_min}, {beta_max}; 0 < beta_min < beta_max < 1 is needed")
+    if T < 1:
+        raise ValueError(f"T: {T}; a positive number of steps is needed")

@@ -1,0 +1,269 @@
+"""solve(): plan all coefficients of a solve in float64 on the host, then apply them in a loop that decides nothing.
+
+The state is float32 (float64 for float64 input) whatever the dtype of the model: rounding it to bf16 each step would cost
+more than the error of the solver. Nothing in the loop waits for the device.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from . import grid as _grid
+from . import method as _method
+from .grid import Grid
+from .method import Coefficient, Method, Step
+from .noise import Noise, as_noise
+from .prediction import Denoiser
+from .process import Marginal, Process
+
+Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+Callback = Callable[[int, Tensor, Tensor, Tensor], object]
+Times = Tensor | Sequence[float]
+
+
+@torch.no_grad()
+def solve(
+    model: Model,
+    x_hat0: Tensor,
+    steps: int = 5,
+    order: int = 3,
+    *,
+    process: Process | None = None,
+    method: Method = _method.dos,
+    grid: Grid | Times | None = None,
+    noise: Noise | torch.Generator | Sequence[torch.Generator] | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """A sample of x0 given x_hat0, in `steps` model calls: the reverse domain-shift SDE (Eq. 7), or its ODE, solved.
+
+    model     (x, x_hat0, t) -> x_theta, the estimate of x0 in the shape of x; t is a 0-dim float64 tensor on the host. x is the
+              state of the loop and must not be written to. A `Denoiser` makes one of a network and carries its process.
+    x_hat0    the source (the low-resolution image brought to the shape of x0), floating, shape (batch, ...).
+    order     1 to steps (`method.dos`: to 3).
+    process   needed if the model has none.
+    method    `method.dos` (the paper's solvers), `method.adams`, `method.ode`, or any function (marginals, order) -> steps.
+    grid      (process, steps) -> times, or steps + 1 decreasing times. Default: uniform in t from t1 to 0.
+    noise     a torch.Generator, a list of them (one a sample), or (u, u_next, like) -> z. Default: torch's own generator.
+    callback  called as callback(step, t, x, x_theta) after each model call, with a copy of x: collect them for a trajectory.
+    progress  show a tqdm bar.
+
+    Returns x0 in the shape, dtype and device of x_hat0. The solve starts at (a + b) x_hat0 + sigma z: the unknown x0 of the
+    marginal is replaced by x_hat0, exactly right where the grid starts at eta = 1.
+
+    Errors: ValueError or TypeError before the first model call for a wrong argument; afterwards for a model that returns
+    another shape or device (at once), or NaN or infinity (at the end, naming the step).
+
+    >>> import torch, dosde
+    >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
+    >>> x_hat0 = torch.zeros(1, 3, 16, 16)
+    >>> model = lambda x, x_hat0, t: torch.full_like(x, 0.25)
+    >>> x0 = solve(model, x_hat0, steps=5, order=3, process=process)
+    >>> torch.allclose(x0, torch.full_like(x0, 0.25))
+    True
+    """
+    if not callable(model):
+        raise TypeError(f"model: {model!r}; a function (x, x_hat0, t) -> x_theta is needed")
+    process = _process_of(model, process)
+    marginals = _marginals(process, _count("steps", steps), grid)
+    plan = _plan(marginals, order, method)
+    if isinstance(model, Denoiser):
+        for m in marginals[:-1]:
+            model.coefficients(float(m.t.reshape(-1)[0]))  # ValueError where the prediction type is undefined
+    _check_source(x_hat0, process)
+    draw = as_noise(noise)
+
+    source = x_hat0.to(torch.float64 if x_hat0.dtype == torch.float64 else torch.float32)
+    plan = [_placed(step, source) for step in plan]
+    # A Denoiser converts in the dtype of the state and casts for its network; a bare model gets its own dtype.
+    dtype = source.dtype if isinstance(model, Denoiser) else x_hat0.dtype
+    x = _start(marginals[0], plan[0], source, draw)
+    past: list[Tensor] = []
+    sums: list[Tensor] = []
+    for i, (step, t) in enumerate(_with_progress(list(zip(plan, _times(plan), strict=True)), progress)):
+        del past[order - 1 :]
+        x_theta = model(x.to(dtype), x_hat0, t)
+        _check_output(x_theta, x, i, step)
+        sums.append(x_theta.sum(dtype=x.dtype))  # NaN and infinity stay in it: looked at once, after the loop
+        if x_theta.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            x_theta = x_theta.clone()  # a model that returns its input
+        past.insert(0, x_theta)
+        if callback is not None:
+            callback(i, t, x.clone(), x_theta)
+        _scale(x, step.keep)
+        _add(x, source, step.hat)
+        for output, weight in zip(past, step.new, strict=False):
+            _add(x, output, weight)
+        if isinstance(step.noise, Tensor) or step.noise:
+            _add(x, draw(step.u, step.u_next, x), step.noise)
+    _check_finite(sums, plan)
+    return x.to(x_hat0.dtype)
+
+
+def plan(
+    process: Process,
+    steps: int = 5,
+    order: int = 3,
+    *,
+    method: Method = _method.dos,
+    grid: Grid | Times | None = None,
+) -> list[Step]:
+    """The steps that `solve` would apply. Printed, they show the method.
+
+    >>> import dosde
+    >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
+    >>> print(*plan(process, steps=3, order=2), sep="\\n")
+    t 0.5000 -> 0.3333:  x = +0 x +0.5491 x_hat0 +0.183 x_theta[0] +0.6811 z
+    t 0.3333 -> 0.1667:  x = +0.1142 x +0.1616 x_hat0 +0.6521 x_theta[0] +0.4345 z
+    t 0.1667 -> 0.0000:  x = +0 x +0 x_hat0 +1.214 x_theta[0] -0.214 x_theta[-1] +0 z
+    """
+    return _plan(_marginals(process, _count("steps", steps), grid), order, method)
+
+
+def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Step]:
+    steps, order = len(marginals) - 1, _count("order", order)
+    if order > steps:
+        raise ValueError(f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before")
+    return method(marginals, order)
+
+
+def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[Marginal]:
+    """One marginal a time of the grid, checked."""
+    made = grid(process, steps) if callable(grid) else _grid.uniform(process, steps) if grid is None else grid
+    times = torch.as_tensor(made, dtype=torch.float64, device="cpu")
+    if times.shape != (steps + 1,):
+        raise ValueError(f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed")
+    if not ((times >= 0) & (times <= 1)).all() or not (times.diff() < 0).all():
+        raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
+    m = process(times.reshape(-1, *[1] * len(process.field_shape)))
+    for i in range(1, steps):
+        if not (m.a[i] > 0).any() or (m.lam[i - 1] <= m.lam[i]).all():
+            raise ValueError(
+                f"grid: time {times[i]:g} at index {i} has lam = {float(m.lam[i].min()):g}, not below the one before; "
+                f"only the first time may have a = 0 (lam infinite), so start at t1 = {process.t1:g} or below"
+            )
+    if not (m.a[-1] > 0).all():
+        raise ValueError(f"grid: the last time {times[-1]:g} has a = 0; end below t1 = {process.t1:g}")
+    if not (m.sigma[:-1] > 0).all():
+        i = int((m.sigma[:-1] <= 0).flatten(1).any(1).nonzero()[0]) if m.sigma.ndim > 1 else int(m.sigma.argmin())
+        raise ValueError(f"grid: time {times[i]:g} at index {i} has sigma = 0; only the last time may")
+    return [Marginal(*row) for row in zip(m.t, m.a, m.b, m.sigma, strict=True)]
+
+
+def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
+    """(a + b) x_hat0 + sigma z."""
+    zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)
+    z = draw(zero, first.u, source)
+    if not isinstance(z, Tensor) or z.shape != source.shape or z.device != source.device or not z.is_floating_point():
+        raise ValueError(
+            f"noise: returned {_described(z)}; a floating tensor like x_hat0, {_described(source)}, is needed"
+        )
+    return source * m.alpha.to(source) + z * m.sigma.to(source)
+
+
+def _times(plan: Sequence[Step]) -> tuple[Tensor, ...]:
+    return torch.tensor([step.t for step in plan], dtype=torch.float64).unbind()
+
+
+def _placed(step: Step, like: Tensor) -> Step:
+    """Fields of coefficients brought to the device and dtype of the state, once."""
+    if isinstance(step.keep, float):
+        return step
+
+    def place(c: Coefficient) -> Coefficient:
+        return c.to(like) if isinstance(c, Tensor) else c
+
+    return replace(
+        step, keep=place(step.keep), hat=place(step.hat), noise=place(step.noise), new=tuple(map(place, step.new))
+    )
+
+
+def _scale(x: Tensor, c: Coefficient) -> None:
+    x.mul_(c)
+
+
+def _add(x: Tensor, y: Tensor, c: Coefficient) -> None:
+    if isinstance(c, Tensor):
+        x.addcmul_(y.to(x.dtype), c)
+    else:
+        x.add_(y, alpha=c)
+
+
+def _with_progress(items: list[tuple[Step, Tensor]], progress: bool) -> Sequence[tuple[Step, Tensor]]:
+    if not progress:
+        return items
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+    return tqdm(items, desc="solve", unit="step")  # type: ignore[no-any-return]
+
+
+# -- What users can get wrong ---------------------------------------------------------------------------------------------
+
+
+def _count(name: str, value: int) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {value!r}; a positive integer is needed") from None
+    if isinstance(value, bool) or count < 1:
+        raise ValueError(f"{name}: {value!r}; a positive integer is needed")
+    return count
+
+
+def _process_of(model: Model, process: Process | None) -> Process:
+    own = getattr(model, "process", None)
+    own = own if isinstance(own, Process) else None
+    if process is None and own is None:
+        raise ValueError("process: None, and the model carries none; pass process=dosde.Process(schedule, shift)")
+    if process is not None and not isinstance(process, Process):
+        raise TypeError(f"process: {process!r}; a dosde.Process is needed")
+    if process is not None and own is not None and process != own:
+        raise ValueError("process: differs from the model's own process; leave it out, or pass a model without one")
+    return process or own  # type: ignore[return-value]
+
+
+def _check_source(x_hat0: Tensor, process: Process) -> None:
+    if not isinstance(x_hat0, Tensor) or not x_hat0.is_floating_point():
+        raise TypeError(f"x_hat0: {_described(x_hat0)}; a floating tensor is needed")
+    if x_hat0.ndim < 1 or x_hat0.numel() == 0:
+        raise ValueError(f"x_hat0: {_described(x_hat0)}; a batch of at least one element is needed")
+    if not bool(x_hat0.isfinite().all()):
+        raise ValueError(f"x_hat0: {_described(x_hat0)} holds NaN or infinity; finite values are needed")
+    shape = process.field_shape
+    try:
+        fits = torch.broadcast_shapes(shape, x_hat0.shape) == x_hat0.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"process: eta is a field of shape {shape}; one that broadcasts against x_hat0, "
+                         f"{tuple(x_hat0.shape)}, is needed")
+
+
+def _check_output(x_theta: Tensor, x: Tensor, i: int, step: Step) -> None:
+    if not isinstance(x_theta, Tensor):
+        raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; a tensor is needed")
+    if x_theta.shape != x.shape or x_theta.device != x.device:
+        raise ValueError(
+            f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; "
+            f"shape {tuple(x.shape)} on {x.device} is needed"
+        )
+    if not x_theta.is_floating_point():
+        raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; floats are needed")
+
+
+def _check_finite(sums: Sequence[Tensor], plan: Sequence[Step]) -> None:
+    finite = torch.stack(list(sums)).isfinite()
+    if not bool(finite.all()):
+        i = int((~finite).nonzero()[0])
+        raise ValueError(f"model: returned NaN or infinity at step {i}, t = {plan[i].t:g}; finite values are needed")
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"a {type(value).__name__}"
