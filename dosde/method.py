@@ -7,7 +7,7 @@ and with c in [0, 1], rho = lam_t / lam_s, every one of them satisfies
     keep = c sigma_t / sigma_s     hat = b_t - keep b_s     sum new = a_t (1 - c rho)     noise = sigma_t sqrt(1 - c^2)
 
 so that x_s on the marginal of s and x_theta = x0 give x_t on the marginal of t. c = rho is the reverse SDE (Eq. 11), c = 1 its
-probability-flow ODE. A method chooses c and how sum new is divided among past outputs (`expansion.weights`); the first
+probability-flow ODE; between lies the posterior of the chain of Eq. 3. A method chooses c and how sum new is divided among past outputs (`expansion.weights`); the first
 steps, which have no past, are of lower order.
 """
 
@@ -54,7 +54,8 @@ def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
     """
     if order > 3:
         raise ValueError(f"order: {order}; dos has orders 1 to 3, adams has any")
-    return _steps(marginals, order, power=2, variable=expansion.lam, taylor=True)
+    m = _stacked(marginals)
+    return _steps(m, expansion.ratio(m.lam), expansion.weights(m.lam, order, power=2, taylor=True))
 
 
 def adams(marginals: Sequence[Marginal], order: int, variable: Variable = expansion.lam) -> list[Step]:
@@ -63,28 +64,43 @@ def adams(marginals: Sequence[Marginal], order: int, variable: Variable = expans
     Expansion order k. As for every such method of an SDE, strong order 1 and weak order at most 2. Another variable:
     functools.partial(adams, variable=dosde.expansion.log_lam).
     """
-    return _steps(marginals, order, power=2, variable=variable)
+    m = _stacked(marginals)
+    return _steps(m, expansion.ratio(m.lam), expansion.weights(m.lam, order, power=2, variable=variable))
 
 
 def ode(marginals: Sequence[Marginal], order: int, variable: Variable = expansion.lam) -> list[Step]:
     """The probability-flow ODE, order k from the polynomial through the last k outputs. Noise enters at the start only."""
-    return _steps(marginals, order, power=1, variable=variable)
+    m = _stacked(marginals)
+    rho = expansion.ratio(m.lam)
+    return _steps(m, torch.ones_like(rho), expansion.weights(m.lam, order, power=1, variable=variable))
 
 
-def _steps(
-    marginals: Sequence[Marginal], order: int, power: int, variable: Variable, taylor: bool = False
-) -> list[Step]:
-    """The plan of c = rho^(power - 1): power 2 for the SDE, 1 for the ODE."""
-    t, a, b, sigma = (torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma"))
-    lams, u = sigma / a, (a / sigma) ** 2
-    c = expansion.ratio(lams) ** (power - 1)
-    keep = c * sigma[1:] / sigma[:-1]
-    hat = b[1:] - keep * b[:-1]
-    noise = sigma[1:] * torch.sqrt((1 - c) * (1 + c))
-    new = a[1:] * expansion.weights(lams, order, power, variable, taylor)
-    columns = [_column(v) for v in (u[:-1], u[1:], keep, hat, noise)]
-    past = [_trimmed(row) for row in zip(*(_column(row) for row in new), strict=True)]
-    times = t.reshape(len(t), -1)[:, 0].tolist()
+def posterior(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
+    """q(x_t | x_s, x_hat0, x0 = x_theta) of the paper's chain (Eq. 3): c = alpha_s sigma_t / (alpha_t sigma_s).
+
+    The published samplers of ResShift (on its process, where c = sqrt(eta_t/eta_s)) and of DDPM (eta = 0, where it is dos of
+    order 1). Errors: ValueError for an order above 1.
+    """
+    if order > 1:
+        raise ValueError(f"order: {order}; posterior has order 1 only")
+    m = _stacked(marginals)
+    c = m.alpha[:-1] * m.sigma[1:] / (m.alpha[1:] * m.sigma[:-1])
+    return _steps(m, c, (1 - c * expansion.ratio(m.lam))[None])
+
+
+def _stacked(marginals: Sequence[Marginal]) -> Marginal:
+    """One marginal with a leading dimension of times."""
+    return Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
+
+
+def _steps(m: Marginal, c: Tensor, shares: Tensor) -> list[Step]:
+    """The plan of the given c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field)."""
+    keep = c * m.sigma[1:] / m.sigma[:-1]
+    hat = m.b[1:] - keep * m.b[:-1]
+    noise = m.sigma[1:] * torch.sqrt((1 - c) * (1 + c))
+    columns = [_column(v) for v in (m.u[:-1], m.u[1:], keep, hat, noise)]
+    past = [_trimmed(row) for row in zip(*(_column(row) for row in m.a[1:] * shares), strict=True)]
+    times = m.t.reshape(len(m.t), -1)[:, 0].tolist()
     return [
         Step(s, t, u, u_next, keep, hat, new, noise)
         for s, t, u, u_next, keep, hat, noise, new in zip(times[:-1], times[1:], *columns, past, strict=True)

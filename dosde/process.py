@@ -75,7 +75,7 @@ class Process:
     >>> process = Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
     >>> m = process(0.25)
     >>> print(f"a {m.a:.3f}, b {m.b:.3f}, sigma {m.sigma:.3f}, lam {m.lam:.3f}")
-    a 0.416, b 0.416, sigma 0.808, lam 1.941
+    a 0.411, b 0.411, sigma 0.570, lam 1.387
     """
 
     schedule: Schedule
@@ -146,13 +146,13 @@ class Process:
 
     def _sde(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self(t)  # the error messages of a bad t
-        time = torch.as_tensor(t, dtype=torch.float64, device="cpu").clamp(min=_TINY)
-
-        def values(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            m = self._marginal(t)
-            return m.a, m.b, m.sigma
-
-        (a, b, sigma), (da, db, dsigma) = torch.func.jvp(values, (time,), (torch.ones_like(time),))
+        time = torch.as_tensor(t, dtype=torch.float64, device="cpu").detach().clamp(min=_TINY)
+        # One time an element of the field, so that the gradient of a sum is the derivative of each element.
+        time = (time + torch.zeros(self.field_shape, dtype=torch.float64)).requires_grad_()
+        with torch.enable_grad():
+            m = self._marginal(time)
+            da, db, dsigma = (_derivative(v, time) for v in (m.a, m.b, m.sigma))
+        a, b, sigma = m.a.detach(), m.b.detach(), m.sigma.detach()
         if not (a > 0).all():
             raise ValueError(f"t: {t}; f, h and g are infinite where a = 0, which is so from t1 = {self.t1:g} on")
         f = da / a
@@ -237,6 +237,14 @@ def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max:
         raise ValueError(f"kappa: {kappa}; a positive number is needed")
     eta = _shift.exponential(T, eta_min, eta_max, p)
     return Process(ve(lambda t: kappa * torch.sqrt(eta(t))), eta)
+
+
+def _derivative(value: Tensor, time: Tensor) -> Tensor:
+    """d value/d time, elementwise."""
+    if not value.requires_grad:
+        return torch.zeros_like(time)
+    derivative = torch.autograd.grad(value.sum(), time, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(time) if derivative is None else derivative
 
 
 def _root_of_difference(p: Tensor, q: Tensor) -> Tensor:

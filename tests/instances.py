@@ -1,0 +1,64 @@
+"""The lists over which properties are tested. A new schedule, shift, grid or method is tested by adding it here."""
+
+from functools import partial
+
+import torch
+
+import dosde
+from dosde import expansion, grid, method, schedule, shift
+from dosde.process import Process, resshift
+
+TABLE = torch.cumprod(1 - torch.linspace(0.001, 0.03, 200, dtype=torch.float64), 0)
+ETAS = torch.linspace(0, 1, 200, dtype=torch.float64) ** 1.5
+CHANNELS = torch.tensor([0.3, 0.5, 0.85], dtype=torch.float64).reshape(3, 1, 1)
+PIXELS = torch.linspace(0.2, 1.0, 12, dtype=torch.float64).reshape(1, 3, 4)
+
+SCHEDULES = {
+    "scaled_linear": schedule.scaled_linear(),
+    "linear": schedule.linear(),
+    "cosine": schedule.cosine(),
+    "table": schedule.from_alphas_cumprod(TABLE),
+    "ve": schedule.ve(lambda t: 3 * t),
+}
+SHIFTS = {
+    "none": shift.none(),
+    "cosine": shift.cosine(0.5),
+    "cosine_late": shift.cosine(0.9),
+    "linear": shift.linear(0.7),
+    "table": shift.from_table(ETAS),
+    "bare": lambda t: (2 * t).clamp(max=1) ** 2,
+}
+FIELDS = {
+    "channels": shift.cosine(CHANNELS),
+    "pixels": shift.linear(PIXELS),
+}
+PROCESSES = {f"{s}-{e}": Process(SCHEDULES[s], SHIFTS[e]) for s in SCHEDULES for e in SHIFTS}
+PROCESSES["resshift"] = resshift()
+PROCESSES["resshift4"] = resshift(T=4, eta_min=0.01)
+PROCESSES["dossr"] = dosde.presets.dossr()[0]
+FIELD_PROCESSES = {f"{s}-{e}": Process(SCHEDULES[s], FIELDS[e]) for s in ("scaled_linear", "ve") for e in FIELDS}
+
+
+def v2(lam):
+    """A bounded variable, regular at lam = infinity."""
+    return 1 / (1 + (lam / 0.7) ** 2)
+
+
+METHODS = {
+    "dos": method.dos,
+    "adams": method.adams,
+    "adams_log": partial(method.adams, variable=expansion.log_lam),
+    "adams_v": partial(method.adams, variable=v2),
+    "ode": method.ode,
+    "ode_log": partial(method.ode, variable=expansion.log_lam),
+    "ode_v": partial(method.ode, variable=v2),
+    "posterior": method.posterior,
+}
+MOST = {"dos": 3, "posterior": 1}  # the highest order of a method, where there is one
+
+GRIDS = {
+    "uniform": grid.uniform,
+    "log_lam": grid.log_lam(),
+    "karras": grid.karras(),
+    "times": lambda process, steps: torch.linspace(0.9, 0.05, steps + 1, dtype=torch.float64) * process.t1,
+}
