@@ -1,0 +1,121 @@
+"""Parity with numbers recorded from the released DoSSR and ResShift codes (tests/data/README.md)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dosde
+from dosde import method
+from dosde.process import resshift
+
+DATA = Path(__file__).parent / "data"
+SCHEDULES = np.load(DATA / "dossr_schedules.npz")
+TRAJECTORIES = np.load(DATA / "dossr_trajectories.npz")
+RESSHIFT = np.load(DATA / "resshift.npz")
+STEPS = (1, 2, 3, 4, 5, 7, 10, 15)
+
+
+def indices(times):
+    return (times * 1000).round().long().numpy() - 1
+
+
+@pytest.mark.parametrize("steps", range(1, 101))
+def test_index_grid(steps):
+    _, times = dosde.presets.dossr(steps)
+    assert (indices(times)[::-1] == SCHEDULES[f"trunc_12/grid/{steps}"]).all()
+
+
+@pytest.mark.parametrize(("name", "t1"), [("12", 1 / 2), ("13", 1 / 3), ("23", 2 / 3)])
+@pytest.mark.parametrize("steps", STEPS)
+def test_tables(name, t1, steps):
+    process, times = dosde.presets.dossr(steps, t1)
+    recorded = f"trunc_{name}/s{steps}/"
+    assert (indices(times)[::-1] == SCHEDULES[recorded + "timesteps"]).all()
+    m = process(times.flip(0))
+    for ours, theirs in (
+        (m.alpha**2, "alphas_cumprod"),
+        (m.sigma, "sigmas"),
+        (m.a, "alphas_multi_one_minus_etas"),
+        (m.lam, "lambdas"),
+        (m.b / m.alpha, "etas"),
+    ):
+        assert ours.numpy() == pytest.approx(SCHEDULES[recorded + theirs], rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f64", 1e-12), ("f32", 2e-5)])
+def test_trajectories_of_solver_1_2_3(order, steps, dtype, tolerance):
+    process, times = dosde.presets.dossr(steps)
+
+    def net(x, x_hat0, t):
+        return torch.tanh(0.3 * x + 0.1 * x_hat0) + 0.01 * round(1000 * float(t) - 1) / 1000
+
+    kind = torch.float64 if dtype == "f64" else torch.float32
+    noise = iter(torch.from_numpy(TRAJECTORIES["noise_all"]).to(kind))
+    seen = []
+    final = dosde.solve(
+        dosde.Denoiser(net, process, predicts="vp_eps"),
+        torch.from_numpy(TRAJECTORIES["x0_hat"]).to(kind),
+        steps,
+        min(order, steps),
+        grid=times,
+        noise=lambda u, u_next, like: next(noise),
+        callback=lambda i, t, x, x_theta: seen.append((float(t), x, x_theta)),
+    )
+    recorded = f"{dtype}/o{order}/s{steps}/"
+    assert (indices(torch.tensor([t for t, _, _ in seen])) == TRAJECTORIES[recorded + "t"]).all()
+    for ours, theirs in (
+        (torch.stack([x for _, x, _ in seen]), "x"),
+        (torch.stack([x_theta for _, _, x_theta in seen]), "pred_x0"),
+        (final, "final"),
+    ):
+        expected = TRAJECTORIES[recorded + theirs]
+        assert np.abs(ours.numpy() - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("name", "T", "eta_min"), [("T15", 15, 0.02**2), ("T4", 4, 0.1**2)])
+def test_resshift_sequence_and_posterior(name, T, eta_min):
+    """Its etas, and the mean and variance of its posterior as one step of ours."""
+    process = resshift(T, eta_min=eta_min)
+    times = torch.linspace(1, 0, T + 1, dtype=torch.float64)
+    m = process(times[:-1].flip(0))
+    assert m.b.numpy() == pytest.approx(RESSHIFT[f"{name}/etas"], rel=1e-12)
+    assert m.sigma.numpy() == pytest.approx(2 * np.sqrt(RESSHIFT[f"{name}/etas"]), rel=1e-12)
+    plan = dosde.plan(process, T, 1, method=method.posterior, grid=times)[::-1]
+    for ours, theirs in (
+        ([s.keep for s in plan], "posterior_mean_coef1"),
+        ([s.new[0] for s in plan], "posterior_mean_coef2"),
+        ([s.noise**2 for s in plan], "posterior_variance"),
+    ):
+        assert ours == pytest.approx(RESSHIFT[f"{name}/{theirs}"], abs=1e-13)
+    assert max(abs(s.hat) for s in plan) < 1e-14
+
+
+@pytest.mark.parametrize(("name", "T", "eta_min"), [("T15", 15, 0.02**2), ("T4", 4, 0.1**2)])
+def test_resshift_trajectories(name, T, eta_min):
+    process = resshift(T, eta_min=eta_min)
+    y = torch.from_numpy(RESSHIFT["y"])
+    noise = iter([torch.from_numpy(RESSHIFT["noise_init"]), *torch.from_numpy(RESSHIFT["noise_steps"])])
+
+    def model(x, x_hat0, t):
+        scaled = x / (4 * process(t).b + 1).sqrt()
+        return torch.tanh(0.3 * scaled + 0.5 * x_hat0) + 0.01 * round(T * float(t) - 1)
+
+    states = []
+    final = dosde.solve(
+        model,
+        y,
+        T,
+        1,
+        process=process,
+        method=method.posterior,
+        grid=torch.linspace(1, 0, T + 1, dtype=torch.float64),
+        noise=lambda u, u_next, like: next(noise),
+        callback=lambda i, t, x, x_theta: states.append(x),
+    )
+    states = torch.stack([*states, final]).numpy()
+    assert states[0] == pytest.approx(RESSHIFT[f"{name}/x_T"], abs=1e-12)
+    assert states[1:] == pytest.approx(RESSHIFT[f"{name}/sample"], abs=1e-11)
