@@ -57,7 +57,9 @@ class Mixture:
         if not noise > 0:
             raise ValueError(f"noise: {noise}; a positive std is needed")
         if A.ndim != 2 or A.shape[1] != self.means.shape[-1] or y.shape[-1] != A.shape[0]:
-            raise ValueError(f"A, y: shapes {tuple(A.shape)}, {tuple(y.shape)}; (m, {self.means.shape[-1]}), (batch, m) are needed")
+            raise ValueError(
+                f"A, y: shapes {tuple(A.shape)}, {tuple(y.shape)}; (m, {self.means.shape[-1]}), (batch, m) are needed"
+            )
         cross = self.covariances @ A.mT
         seen = A @ cross + noise**2 * torch.eye(len(A), dtype=A.dtype)
         root = torch.linalg.cholesky(seen)

@@ -1,7 +1,9 @@
 """Grids: functions (process, steps) -> times, steps + 1 of them, decreasing.
 
 The first time may be t1, where a = 0 (lam infinite); the last may be 0. Grids laid in lam need a scalar eta and a finite
-lam_max, and end with the time of lam_min followed by t = 0, as is usual: the last of the steps goes from lam_min to 0.
+lam_max, and end with the time of lam_min followed by t = 0, as is usual: the last of the steps goes from lam_min to 0. With
+many steps that is a long one after short ones, which an expansion in lam of order above 1 extrapolates badly (`method` warns);
+expand in `expansion.log_lam` on them, whose last step is of order 1.
 """
 
 import math

@@ -11,6 +11,7 @@ probability-flow ODE; between lies the posterior of the chain of Eq. 3. A method
 steps, which have no past, are of lower order.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,10 +24,15 @@ from .process import Marginal
 
 Coefficient = float | Tensor
 
+_AMPLIFICATION = 50  # sum |new| / a_t above which a user is told; the paper's solvers stay below 21 on their grids
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step, from time t to t_next on the clock u. Coefficients are floats, or float64 tensors where eta is a field."""
+    """One step, from time t to t_next on the clock u. Coefficients are floats, or float64 tensors where eta is a field.
+
+    A step without noise has the float 0 there, and draws none.
+    """
 
     t: float
     t_next: float
@@ -95,10 +101,22 @@ def _stacked(marginals: Sequence[Marginal]) -> Marginal:
 
 def _steps(m: Marginal, c: Tensor, shares: Tensor) -> list[Step]:
     """The plan of the given c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field)."""
+    amplification = shares.abs().sum(0)
+    if float(amplification.max()) > _AMPLIFICATION:
+        step = int(
+            amplification.flatten(1).max(1).values.argmax() if amplification.ndim > 1 else amplification.argmax()
+        )
+        warnings.warn(
+            f"order: {len(shares)}; step {step} multiplies errors of the model by up to {float(amplification.max()):.0f}: it "
+            "extrapolates far from outputs that lie close together. A lower order, a grid without such a jump, or another "
+            "variable (adams, ode: expansion.log_lam) avoids that",
+            stacklevel=4,
+        )
     keep = c * m.sigma[1:] / m.sigma[:-1]
     hat = m.b[1:] - keep * m.b[:-1]
     noise = m.sigma[1:] * torch.sqrt((1 - c) * (1 + c))
     columns = [_column(v) for v in (m.u[:-1], m.u[1:], keep, hat, noise)]
+    columns[-1] = [level if isinstance(level, float) or level.any() else 0.0 for level in columns[-1]]
     past = [_trimmed(row) for row in zip(*(_column(row) for row in m.a[1:] * shares), strict=True)]
     times = m.t.reshape(len(m.t), -1)[:, 0].tolist()
     return [
@@ -108,11 +126,8 @@ def _steps(m: Marginal, c: Tensor, shares: Tensor) -> list[Step]:
 
 
 def _column(values: Tensor) -> list[Coefficient]:
-    """One coefficient a step: floats, or tensors where there is a field; a field of zeros is the float 0."""
-    if values.ndim == 1:
-        floats: list[Coefficient] = values.tolist()
-        return floats
-    return [row if row.any() else 0.0 for row in values]
+    """One coefficient a step: floats, or tensors where there is a field."""
+    return values.tolist() if values.ndim == 1 else list(values)
 
 
 def _trimmed(new: tuple[Coefficient, ...]) -> tuple[Coefficient, ...]:

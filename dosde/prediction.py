@@ -103,9 +103,7 @@ class Denoiser:
         value = self.net(x.to(x_hat0.dtype), x_hat0, t)
         if self.predicts == "x0":
             return value
-        on_value, on_x, on_source = (
-            c.to(x) if isinstance(c, Tensor) else c for c in self.coefficients(float(t))
-        )
+        on_value, on_x, on_source = (c.to(x) if isinstance(c, Tensor) else c for c in self.coefficients(float(t)))
         x_theta = x * on_x + value * on_value
         if self.predicts == "eps":
             x_theta += x_hat0 * on_source

@@ -66,7 +66,7 @@ def solve(
     True
     """
     if not callable(model):
-        raise TypeError(f"model: {model!r}; a function (x, x_hat0, t) -> x_theta is needed")
+        raise TypeError(f"model: {_described(model)}; a function (x, x_hat0, t) -> x_theta is needed")
     process = _process_of(model, process)
     marginals = _marginals(process, _count("steps", steps), grid)
     plan = _plan(marginals, order, method)
@@ -77,7 +77,8 @@ def solve(
     draw = as_noise(noise)
 
     source = x_hat0.to(torch.float64 if x_hat0.dtype == torch.float64 else torch.float32)
-    plan = [_placed(step, source) for step in plan]
+    if process.field_shape:
+        plan = [_placed(step, source) for step in plan]
     # A Denoiser converts in the dtype of the state and casts for its network; a bare model gets its own dtype.
     dtype = source.dtype if isinstance(model, Denoiser) else x_hat0.dtype
     x = _start(marginals[0], plan[0], source, draw)
@@ -126,7 +127,9 @@ def plan(
 def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Step]:
     steps, order = len(marginals) - 1, _count("order", order)
     if order > steps:
-        raise ValueError(f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before")
+        raise ValueError(
+            f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before"
+        )
     return method(marginals, order)
 
 
@@ -135,7 +138,9 @@ def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[
     made = grid(process, steps) if callable(grid) else _grid.uniform(process, steps) if grid is None else grid
     times = torch.as_tensor(made, dtype=torch.float64, device="cpu")
     if times.shape != (steps + 1,):
-        raise ValueError(f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed")
+        raise ValueError(
+            f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed"
+        )
     if not ((times >= 0) & (times <= 1)).all() or not (times.diff() < 0).all():
         raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
     m = process(times.reshape(-1, *[1] * len(process.field_shape)))
@@ -170,8 +175,6 @@ def _times(plan: Sequence[Step]) -> tuple[Tensor, ...]:
 
 def _placed(step: Step, like: Tensor) -> Step:
     """Fields of coefficients brought to the device and dtype of the state, once."""
-    if isinstance(step.keep, float):
-        return step
 
     def place(c: Coefficient) -> Coefficient:
         return c.to(like) if isinstance(c, Tensor) else c
@@ -240,8 +243,10 @@ def _check_source(x_hat0: Tensor, process: Process) -> None:
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"process: eta is a field of shape {shape}; one that broadcasts against x_hat0, "
-                         f"{tuple(x_hat0.shape)}, is needed")
+        raise ValueError(
+            f"process: eta is a field of shape {shape}; one that broadcasts against x_hat0, "
+            f"{tuple(x_hat0.shape)}, is needed"
+        )
 
 
 def _check_output(x_theta: Tensor, x: Tensor, i: int, step: Step) -> None:

@@ -64,7 +64,15 @@ def test_ode_order(order, variable):
     assert got == pytest.approx(order, abs=0.2)
 
 
-DRIFT = {("dos", 1): 1, ("dos", 2): 2, ("dos", 3): 2, ("adams", 1): 1, ("adams", 2): 2, ("adams", 3): 3, ("adams", 4): 4}
+DRIFT = {
+    ("dos", 1): 1,
+    ("dos", 2): 2,
+    ("dos", 3): 2,
+    ("adams", 1): 1,
+    ("adams", 2): 2,
+    ("adams", 3): 3,
+    ("adams", 4): 4,
+}
 
 
 @pytest.mark.parametrize(("name", "order"), DRIFT)
@@ -79,7 +87,9 @@ def test_order_on_the_drift(name, order):
 
     def run(steps, order, how):
         x_hat0 = torch.zeros(1, dtype=DOUBLE)
-        return float(dosde.solve(model, x_hat0, steps, order, process=PROCESS, method=how, grid=times(steps), noise=zeros))
+        return float(
+            dosde.solve(model, x_hat0, steps, order, process=PROCESS, method=how, grid=times(steps), noise=zeros)
+        )
 
     exact = run(6000, 4, method.adams)
     got = slope(lambda n: abs(run(n, order, how) - exact), (100, 200, 400))
