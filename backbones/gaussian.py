@@ -18,6 +18,7 @@ from torch import Tensor
 
 import dosde
 from dosde.method import Coefficient
+from dosde.solve import Model
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Gaussian:
     variance: Tensor
     basis: Basis
 
-    def model(self, process: dosde.Process) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def model(self, process: dosde.Process) -> Model:
         """(x, x_hat0, t) -> E[x0 | x_t = x], exact."""
 
         def x_theta(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
@@ -57,9 +58,7 @@ class Gaussian:
     def at(self, process: dosde.Process, t: float, x_hat0: Tensor) -> "Gaussian":
         """The law of x_t: N(a mean + b x_hat0, a^2 C + sigma^2)."""
         m = process(t)
-        return Gaussian(
-            m.a * self.mean + m.b * self.basis.modes(x_hat0), m.a**2 * self.variance + m.sigma**2, self.basis
-        )
+        return Gaussian(m.a * self.mean + m.b * self.basis.modes(x_hat0), m.a**2 * self.variance + m.sigma**2, self.basis)
 
     def law(self, process: dosde.Process, x_hat0: Tensor, **how: Any) -> "Gaussian":
         """The law of `dosde.solve(self.model(process), x_hat0, process=process, **how)`, exact.

@@ -9,13 +9,13 @@ finite at a = 0 and at sigma = 0 (if C_k is regular). Given y = A x0 + noise, a 
 super-resolution when A downsamples.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import dosde
+from dosde.solve import Model
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Mixture:
         if not (self.weights >= 0).all() or not torch.allclose(self.weights.sum(-1), self.weights.new_ones(())):
             raise ValueError(f"weights: {self.weights.tolist()}; they must be >= 0 and sum to 1")
 
-    def model(self, process: dosde.Process) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def model(self, process: dosde.Process) -> Model:
         """(x, x_hat0, t) -> E[x0 | x_t = x] for x of shape (batch, d), exact."""
         values, vectors = torch.linalg.eigh(self.covariances)
 

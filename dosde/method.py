@@ -103,9 +103,7 @@ def _steps(m: Marginal, c: Tensor, shares: Tensor) -> list[Step]:
     """The plan of the given c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field)."""
     amplification = shares.abs().sum(0)
     if float(amplification.max()) > _AMPLIFICATION:
-        step = int(
-            amplification.flatten(1).max(1).values.argmax() if amplification.ndim > 1 else amplification.argmax()
-        )
+        step = int(amplification.flatten(1).max(1).values.argmax() if amplification.ndim > 1 else amplification.argmax())
         warnings.warn(
             f"order: {len(shares)}; step {step} multiplies errors of the model by up to {float(amplification.max()):.0f}: it "
             "extrapolates far from outputs that lie close together. A lower order, a grid without such a jump, or another "

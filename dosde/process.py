@@ -218,9 +218,7 @@ class Process:
         Errors: ValueError for a field eta, or a value that lam does not take.
         """
         if self.field_shape:
-            raise ValueError(
-                f"lam: eta is a field of shape {self.field_shape}, so lam has no single inverse; give times"
-            )
+            raise ValueError(f"lam: eta is a field of shape {self.field_shape}, so lam has no single inverse; give times")
         lam = torch.as_tensor(lam, dtype=torch.float64, device="cpu")
         least, most = self(0.0).lam, self(self.t1).lam
         if not ((lam >= least) & (lam <= most)).all():
@@ -233,9 +231,7 @@ class Process:
         return high
 
 
-def resshift(
-    T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3
-) -> Process:
+def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Process:
     """ResShift: a = 1 - eta, b = eta, sigma = kappa sqrt(eta), its sequence of T etas at t = 1/T .. 1."""
     if not kappa > 0:
         raise ValueError(f"kappa: {kappa}; a positive number is needed")

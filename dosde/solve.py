@@ -127,9 +127,7 @@ def plan(
 def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Step]:
     steps, order = len(marginals) - 1, _count("order", order)
     if order > steps:
-        raise ValueError(
-            f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before"
-        )
+        raise ValueError(f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before")
     return method(marginals, order)
 
 
@@ -138,9 +136,7 @@ def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[
     made = grid(process, steps) if callable(grid) else _grid.uniform(process, steps) if grid is None else grid
     times = torch.as_tensor(made, dtype=torch.float64, device="cpu")
     if times.shape != (steps + 1,):
-        raise ValueError(
-            f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed"
-        )
+        raise ValueError(f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed")
     if not ((times >= 0) & (times <= 1)).all() or not (times.diff() < 0).all():
         raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
     m = process(times.reshape(-1, *[1] * len(process.field_shape)))
@@ -163,9 +159,7 @@ def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
     zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)
     z = draw(zero, first.u, source)
     if not isinstance(z, Tensor) or z.shape != source.shape or z.device != source.device or not z.is_floating_point():
-        raise ValueError(
-            f"noise: returned {_described(z)}; a floating tensor like x_hat0, {_described(source)}, is needed"
-        )
+        raise ValueError(f"noise: returned {_described(z)}; a floating tensor like x_hat0, {_described(source)}, is needed")
     return source * m.alpha.to(source) + z * m.sigma.to(source)
 
 
@@ -179,9 +173,7 @@ def _placed(step: Step, like: Tensor) -> Step:
     def place(c: Coefficient) -> Coefficient:
         return c.to(like) if isinstance(c, Tensor) else c
 
-    return replace(
-        step, keep=place(step.keep), hat=place(step.hat), noise=place(step.noise), new=tuple(map(place, step.new))
-    )
+    return replace(step, keep=place(step.keep), hat=place(step.hat), noise=place(step.noise), new=tuple(map(place, step.new)))
 
 
 def _scale(x: Tensor, c: Coefficient) -> None:
@@ -244,8 +236,7 @@ def _check_source(x_hat0: Tensor, process: Process) -> None:
         fits = False
     if not fits:
         raise ValueError(
-            f"process: eta is a field of shape {shape}; one that broadcasts against x_hat0, "
-            f"{tuple(x_hat0.shape)}, is needed"
+            f"process: eta is a field of shape {shape}; one that broadcasts against x_hat0, {tuple(x_hat0.shape)}, is needed"
         )
 
 
@@ -254,8 +245,7 @@ def _check_output(x_theta: Tensor, x: Tensor, i: int, step: Step) -> None:
         raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; a tensor is needed")
     if x_theta.shape != x.shape or x_theta.device != x.device:
         raise ValueError(
-            f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; "
-            f"shape {tuple(x.shape)} on {x.device} is needed"
+            f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; shape {tuple(x.shape)} on {x.device} is needed"
         )
     if not x_theta.is_floating_point():
         raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; floats are needed")

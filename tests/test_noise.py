@@ -24,12 +24,8 @@ def seeded(*seeds):
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 
-@pytest.mark.parametrize(
-    "noise", [Brownian(seed=1), Independent(torch.Generator().manual_seed(1))], ids=["path", "draws"]
-)
-@pytest.mark.parametrize(
-    ("u", "u_next"), [(0, 0), (0, 1e-9), (0, 1), (0.3, 0.300001), (1, 2), (0.7, 900.0), (1e-4, 3e4)]
-)
+@pytest.mark.parametrize("noise", [Brownian(seed=1), Independent(torch.Generator().manual_seed(1))], ids=["path", "draws"])
+@pytest.mark.parametrize(("u", "u_next"), [(0, 0), (0, 1e-9), (0, 1), (0.3, 0.300001), (1, 2), (0.7, 900.0), (1e-4, 3e4)])
 def test_unit_normal(noise, u, u_next):
     z = noise(float(u), float(u_next), LIKE)
     assert z.dtype == LIKE.dtype

@@ -87,9 +87,7 @@ def test_order_on_the_drift(name, order):
 
     def run(steps, order, how):
         x_hat0 = torch.zeros(1, dtype=DOUBLE)
-        return float(
-            dosde.solve(model, x_hat0, steps, order, process=PROCESS, method=how, grid=times(steps), noise=zeros)
-        )
+        return float(dosde.solve(model, x_hat0, steps, order, process=PROCESS, method=how, grid=times(steps), noise=zeros))
 
     exact = run(6000, 4, method.adams)
     got = slope(lambda n: abs(run(n, order, how) - exact), (100, 200, 400))

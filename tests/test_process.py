@@ -21,9 +21,7 @@ inside = st.floats(0.02, 0.95)
 def least_t1(name):
     """The time up to which a > 0 for every element."""
     process = ALL[name]
-    return (
-        max(t / 1000 for t in range(1, 1001) if (process(t / 1000).a > 0).all()) if process.field_shape else process.t1
-    )
+    return max(t / 1000 for t in range(1, 1001) if (process(t / 1000).a > 0).all()) if process.field_shape else process.t1
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -40,9 +40,7 @@ def test_fuzz(how, data):
     assert x0.untyped_storage().data_ptr() != x_hat0.untyped_storage().data_ptr()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:order"
-)  # v2 extrapolates from lam = infinity and 1000, which lie close together in it
+@pytest.mark.filterwarnings("ignore:order")  # v2 extrapolates from lam = infinity and 1000, which lie close together in it
 @pytest.mark.parametrize("name", FIELD_PROCESSES)
 @pytest.mark.parametrize("how", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,12 +75,7 @@ def test_a_field_is_solved_element_by_element(name):
                 m = marginals[0]
                 x = m.alpha * one + m.sigma * 0.3
             past = [model(x, one, None), *past[:2]]
-            x = (
-                step.keep * x
-                + step.hat * one
-                + sum(w * p for w, p in zip(step.new, past, strict=False))
-                + step.noise * 0.3
-            )
+            x = step.keep * x + step.hat * one + sum(w * p for w, p in zip(step.new, past, strict=False)) + step.noise * 0.3
         assert float(x) == pytest.approx(float(together[(slice(None), *place)]), abs=1e-12)
 
 

@@ -1,0 +1,233 @@
+"""`dosde upscale`: every kind of picture, names, kept and broken files, exit status, and nothing half written."""
+
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, ImageOps
+
+from backbones import images
+from dosde.cli import main
+
+RAMP = np.add.outer(np.linspace(0, 120, 12), np.linspace(0, 120, 10))
+
+
+def colour(channels=3, most=255):
+    planes = [RAMP[..., None] + 10 * c for c in range(channels)]
+    return (np.concatenate(planes, -1) * most / 255).astype(np.uint8 if most == 255 else np.uint16)
+
+
+def save(path, mode, **how):
+    array = {"L": colour(1)[..., 0], "LA": colour(2), "RGB": colour(), "RGBA": colour(4)}.get(mode)
+    image = Image.fromarray(array) if array is not None else Image.fromarray(colour()).convert(mode)
+    image.save(path, **how)
+
+
+def opened(path):
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def run(*arguments):
+    return main(["upscale", *map(str, arguments), "--steps", "2"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "expected"),
+    [
+        ("RGB", ".png", "RGB"),
+        ("RGB", ".jpg", "RGB"),
+        ("RGB", ".webp", "RGB"),
+        ("L", ".png", "L"),
+        ("L", ".jpg", "L"),
+        ("LA", ".png", "LA"),
+        ("RGBA", ".png", "RGBA"),
+        ("P", ".png", "RGB"),
+        ("P", ".gif", "RGB"),
+        ("1", ".png", "L"),
+        ("CMYK", ".jpg", "RGB"),
+        ("CMYK", ".tif", "RGB"),
+    ],
+)
+def test_modes(tmp_path, mode, suffix, expected):
+    source = tmp_path / f"a{suffix}"
+    save(source, mode)
+    assert run(source, "-o", tmp_path / "out", "--scale", 3) == 0
+    with Image.open(tmp_path / "out" / "a_x3.png") as result:
+        assert (result.size, result.mode) == ((30, 36), expected)
+        before = np.asarray(opened(source).convert("RGB").resize((30, 36)), dtype=float)
+        if mode not in ("P", "1"):
+            assert np.abs(np.asarray(result.convert("RGB"), dtype=float) - before).mean() < 8
+
+
+def test_a_palette_with_a_transparent_colour_keeps_it(tmp_path):
+    image = Image.fromarray(colour()).quantize(8)
+    image.info["transparency"] = 0
+    image.save(tmp_path / "a.png", transparency=0)
+    assert run(tmp_path / "a.png", "-o", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "a_x4.png") as result:
+        assert result.mode == "RGBA"
+        assert np.asarray(result)[..., 3].min() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bits_stay_16_bits(tmp_path, channels, suffix):
+    array = colour(channels, 65535)
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), array[..., order])
+    assert run(tmp_path / f"a{suffix}", "-o", tmp_path / "out", "--scale", 2) == 0
+    result = cv2.imread(str(tmp_path / "out" / "a_x2.png"), cv2.IMREAD_UNCHANGED)
+    result = result if channels == 1 else result[..., order]
+    assert result.dtype == np.uint16
+    assert len(np.unique(result)) > 400  # more levels than 8 bits have
+    small = cv2.resize(result, (10, 12), interpolation=cv2.INTER_AREA).reshape(12, 10, channels)
+    assert np.abs(small.astype(float) - array).mean() < 0.03 * 65535
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("wide", [False, True])
+def test_exif_orientation(tmp_path, orientation, wide):
+    image = Image.fromarray(colour())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(opened(tmp_path / "a.png")), dtype=np.float32) / 255
+    if wide:  # the same picture in 16 bits: OpenCV's pixels with the chunk that Pillow wrote
+        data = (tmp_path / "a.png").read_bytes()
+        start = data.index(b"eXIf") - 4
+        chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+        _, plain = cv2.imencode(".png", colour().astype(np.uint16)[..., ::-1] * 257)
+        (tmp_path / "a.png").write_bytes(plain.tobytes()[:33] + chunk + plain.tobytes()[33:])
+    picture = images.read(tmp_path / "a.png")
+    assert picture.bits == (16 if wide else 8)
+    assert np.allclose(picture.colour[0].permute(1, 2, 0).numpy(), upright, atol=1e-6)
+
+
+def test_colour_profile_is_kept(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    save(tmp_path / "a.jpg", "RGB", icc_profile=profile)
+    assert run(tmp_path / "a.jpg", "-o", tmp_path / "b.png") == 0
+    assert opened(tmp_path / "b.png").info["icc_profile"] == profile
+
+
+def test_a_folder_with_one_broken_file(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(folder / "a.png", "RGB")
+    save(folder / "c.jpg", "L")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "d.jpg").write_text("no picture")
+    (folder / "e.png").touch()
+    (folder / "notes.txt").write_text("not a picture, and not tried")
+    assert run(folder, "-o", tmp_path / "out") == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_x4.png", "c_x4.png"]
+    printed = capsys.readouterr()
+    for name in ("b.png", "d.jpg", "e.png"):
+        assert sum(f"failed  {folder / name}: " in line for line in printed.err.splitlines()) == 1
+    assert printed.out.splitlines()[-1].startswith("2 written, 0 kept, 3 failed in ")
+
+
+def test_existing_outputs_are_kept_unless_asked(tmp_path, capsys):
+    save(tmp_path / "a.png", "RGB")
+    save(tmp_path / "b.png", "RGB")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_x4.png").write_text("mine")
+    assert run(tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a_x4.png").read_text() == "mine"
+    assert "1 written, 1 kept, 0 failed" in capsys.readouterr().out
+    assert run(tmp_path / "a.png", "-o", tmp_path / "out", "--overwrite") == 0
+    assert opened(tmp_path / "out" / "a_x4.png").size == (40, 48)
+
+
+def test_names(tmp_path):
+    """Predictable; two that differ in their suffix only do not collide."""
+    for name in ("a.png", "a.jpg", "b.png"):
+        save(tmp_path / name, "RGB")
+    assert run(tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "b.png", "-o", tmp_path / "out", "--scale", 1.5) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_jpg_x1.5.png", "a_png_x1.5.png", "b_x1.5.png"]
+    assert run(tmp_path / "b.png", "-o", tmp_path / "deep" / "c.jpg") == 0
+    assert opened(tmp_path / "deep" / "c.jpg").format == "JPEG"
+
+
+def test_the_same_seed_gives_the_same_file_in_whatever_company(tmp_path):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, "RGB")
+    run(tmp_path / "b.png", "-o", tmp_path / "one.png")
+    run(tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out")
+    run(tmp_path / "b.png", "-o", tmp_path / "other.png", "--seed", "1")
+    one = (tmp_path / "one.png").read_bytes()
+    assert one == (tmp_path / "out" / "b_x4.png").read_bytes()
+    assert one != (tmp_path / "other.png").read_bytes()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", "RGB")
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert run(tmp_path / "a.png", "-o", tmp_path / "out") == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    images.write(tmp_path / "a.png", images.Picture(torch.rand(1, 3, 4, 4), None, 8, None))
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png", "-o", "out", "--steps", "0"], "--steps: 0; a positive number is needed"),
+        (["a.png", "-o", "out", "--order", "0"], "--order: 0; 1 to 3 is needed with --method dos --steps 5"),
+        (["a.png", "-o", "out", "--order", "3", "--steps", "2"], "--order: 3; 1 to 2 is needed with --method dos --steps 2"),
+        (["a.png", "-o", "out", "--order", "6", "--method", "ode"], "--order: 6; 1 to 5 is needed with --method ode"),
+        (["a.png", "-o", "out", "--scale", "0"], "--scale: 0; a number from 1 to 64 is needed"),
+        (["a.png", "-o", "out", "--scale", "nan"], "--scale: nan; a number from 1 to 64 is needed"),
+        (["a.png", "-o", "out", "--scale", "big"], "argument --scale: invalid float value: 'big'"),
+        (["a.png", "-o", "out", "--seed", "-1"], "--seed: -1; a number from 0"),
+        (["a.png", "-o", "out", "--backbone", "sd"], "--backbone: 'sd'; one of gaussian"),
+        (["a.png", "-o", "out", "--method", "euler"], "argument --method: invalid choice: 'euler'"),
+        (["a.png"], "the following arguments are required: -o/--out"),
+        (["missing.png", "-o", "out"], "INPUT: missing.png; no such file or folder"),
+        (["empty", "-o", "out"], "INPUT: empty; a folder with pictures"),
+        (["a.png", "b.png", "-o", "out.png"], "--out: out.png; a folder is needed for a folder or several pictures"),
+        (["a.png", "-o", "b"], "--out: b; it exists and is not a folder"),
+        (["a.png", "-o", "a.png"], "--out: a.png; it is the input itself"),
+    ],
+)
+def test_usage_errors(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, "RGB")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "b").touch()
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(["upscale", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_help_and_version(capsys):
+    for arguments, expected in ((["--help"], "upscale"), (["upscale", "--help"], "--overwrite"), (["--version"], "dosde 0.")):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_as_a_module(tmp_path):
+    save(tmp_path / "a.png", "RGB")
+    command = [sys.executable, "-m", "dosde", "upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, (tmp_path / "b.png").exists()) == (0, True), done.stderr
