@@ -6,6 +6,7 @@ Pillow reads what people have; OpenCV takes over for 16-bit colour, which Pillow
 
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def write(path: Path, picture: Picture) -> None:
     os.close(handle)
     try:
         if picture.bits == 16 and array.shape[2] > 1:
-            _write_wide(name, array)
+            _write_wide(name, array, picture.profile)
         else:
             from PIL import Image
 
@@ -112,14 +113,19 @@ def _read_wide(path: Path) -> np.ndarray:
     return array[..., order]
 
 
-def _write_wide(name: str, array: np.ndarray) -> None:
+def _write_wide(name: str, array: np.ndarray, profile: bytes | None) -> None:
     import cv2
 
     order = {2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
     done, data = cv2.imencode(Path(name).suffix, array[..., order])
     if not done:
         raise ValueError(f"16-bit colour cannot be written as {Path(name).suffix}; use .png or .tif")
-    data.tofile(name)
+    data = data.tobytes()
+    if profile and name.lower().endswith(".png"):  # OpenCV writes none: its chunk goes behind the header's 33 bytes
+        chunk = b"iCCPprofile\0\0" + zlib.compress(profile)
+        length, check = len(chunk) - 4, zlib.crc32(chunk)
+        data = data[:33] + length.to_bytes(4, "big") + chunk + check.to_bytes(4, "big") + data[33:]
+    Path(name).write_bytes(data)
 
 
 def _umask() -> int:

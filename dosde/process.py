@@ -12,6 +12,7 @@ h is written for any a, b: with a = alpha (1 - eta) it is alpha/(1 - eta) d eta/
 lam = sigma/a, which rises with t from 0, and u = 1/lam^2, on which the reverse SDE has unit noise.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -100,7 +101,7 @@ class Process:
         assert isinstance(self.shift, _shift.Shift)
         return self.shift.t1
 
-    @property
+    @functools.cached_property
     def field_shape(self) -> tuple[int, ...]:
         """The shape of eta at one time: () unless eta is a field."""
         return tuple(self._eta(torch.tensor(0.5, dtype=torch.float64)).shape)

@@ -140,18 +140,18 @@ def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[
     if not ((times >= 0) & (times <= 1)).all() or not (times.diff() < 0).all():
         raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
     m = process(times.reshape(-1, *[1] * len(process.field_shape)))
-    for i in range(1, steps):
-        if not (m.a[i] > 0).any() or (m.lam[i - 1] <= m.lam[i]).all():
-            raise ValueError(
-                f"grid: time {times[i]:g} at index {i} has lam = {float(m.lam[i].min()):g}, not below the one before; "
-                f"only the first time may have a = 0 (lam infinite), so start at t1 = {process.t1:g} or below"
-            )
-    if not (m.a[-1] > 0).all():
-        raise ValueError(f"grid: the last time {times[-1]:g} has a = 0; end below t1 = {process.t1:g}")
+    lam = m.lam.reshape(steps + 1, -1)
+    moves = (lam[1:] < lam[:-1]).any(1)  # of a field, some element is enough: the others stand still
+    if not moves.all() or lam[-1].isinf().any():
+        i = int((~moves).nonzero()[0]) + 1 if not moves.all() else steps
+        raise ValueError(
+            f"grid: time {times[i]:g} at index {i} has lam = {float(lam[i].max()):g}; lam must fall from one time to the next, so "
+            f"only the first time may have a = 0 (lam infinite): start at t1 = {process.t1:g} or below"
+        )
     if not (m.sigma[:-1] > 0).all():
-        i = int((m.sigma[:-1] <= 0).flatten(1).any(1).nonzero()[0]) if m.sigma.ndim > 1 else int(m.sigma.argmin())
+        i = int((m.sigma[:-1].reshape(steps, -1) <= 0).any(1).nonzero()[0])
         raise ValueError(f"grid: time {times[i]:g} at index {i} has sigma = 0; only the last time may")
-    return [Marginal(*row) for row in zip(m.t, m.a, m.b, m.sigma, strict=True)]
+    return [Marginal(*row) for row in zip(m.t.unbind(), m.a.unbind(), m.b.unbind(), m.sigma.unbind(), strict=True)]
 
 
 def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:

@@ -109,11 +109,13 @@ def test_exif_orientation(tmp_path, orientation, wide):
     assert np.allclose(picture.colour[0].permute(1, 2, 0).numpy(), upright, atol=1e-6)
 
 
-def test_colour_profile_is_kept(tmp_path):
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colour_profile_is_kept(tmp_path, bits):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    save(tmp_path / "a.jpg", "RGB", icc_profile=profile)
-    assert run(tmp_path / "a.jpg", "-o", tmp_path / "b.png") == 0
+    images.write(tmp_path / "a.png", images.Picture(torch.rand(1, 3, 6, 5), None, bits, profile))
+    assert run(tmp_path / "a.png", "-o", tmp_path / "b.png") == 0
     assert opened(tmp_path / "b.png").info["icc_profile"] == profile
+    assert images.read(tmp_path / "b.png").bits == bits
 
 
 def test_a_folder_with_one_broken_file(tmp_path, capsys):

@@ -1,0 +1,228 @@
+"""Orders of the methods, measured: the slopes of four errors over step counts.
+
+    python benchmarks/convergence.py        (about a minute; --quick, with fewer steps, in seconds)
+
+drift     x_theta a smooth function of lam alone: what is left is the expansion of the nonlinear integral
+strong    RMS distance, on one Brownian path, to that path's solution on a fine grid (a two-component mixture)
+weak      error of the variance of the output's exact law (a Gaussian; its mean is exact)
+ode       distance to the solution of the probability-flow ODE (a two-component mixture)
+
+All in float64 on scaled_linear noise and the cosine shift, from t1 = 1/2 (lam infinite) to t = 0.1. Prints a table and writes
+benchmarks/results/convergence.json and docs/convergence.png. tests/test_orders.py asserts these slopes.
+"""
+
+import argparse
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import dosde
+from backbones import gaussian
+from backbones.mixture import Mixture
+from dosde import expansion, method, schedule, shift
+from dosde.method import Coefficient, Method
+from dosde.noise import Brownian
+from dosde.process import Process
+
+ROOT = Path(__file__).resolve().parents[1]
+DOUBLE = torch.float64
+PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
+END = 0.1  # above t = 0: there lam goes like sqrt(t), which a polynomial in lam does not follow on a uniform grid in t
+
+METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
+    "dos": (method.dos, (1, 2, 3)),
+    "adams": (method.adams, (1, 2, 3, 4)),
+    "adams, log lam": (functools.partial(method.adams, variable=expansion.log_lam), (2, 3)),
+    "posterior": (method.posterior, (1,)),
+    "ode": (method.ode, (1, 2, 3, 4)),
+    "ode, log lam": (functools.partial(method.ode, variable=expansion.log_lam), (2, 3)),
+}
+DETERMINISTIC = ("ode", "ode, log lam")
+
+
+def graded(steps: int) -> Tensor:
+    """Finer near t1, where 1/lam goes like (t1 - t)^2, so that the low order of the first steps does not show."""
+    s = torch.linspace(0, 1, steps + 1, dtype=DOUBLE)
+    return PROCESS.t1 + (END - PROCESS.t1) * s**2
+
+
+def slope(errors: Sequence[float]) -> float:
+    """The order between the last two errors, whose step counts differ by a factor of two."""
+    return math.log2(errors[-2] / errors[-1])
+
+
+def _zeros(u: Coefficient, u_next: Coefficient, like: Tensor) -> Tensor:
+    return torch.zeros_like(like)
+
+
+def _drift(how: Method, order: int, steps: int) -> float:
+    def x_theta(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(3 / (1 + PROCESS(t).lam)).expand_as(x)
+
+    x_hat0 = torch.zeros(1, dtype=DOUBLE)
+    return float(dosde.solve(x_theta, x_hat0, steps, order, process=PROCESS, method=how, grid=graded(steps), noise=_zeros))
+
+
+@functools.cache
+def _drift_exact(deterministic: bool) -> float:
+    return _drift(method.ode if deterministic else method.adams, 4, 6000)
+
+
+def drift(how: Method, order: int, steps: int, deterministic: bool = False) -> float:
+    return abs(_drift(how, order, steps) - _drift_exact(deterministic))
+
+
+_PLANE = Mixture(
+    torch.tensor([0.3, 0.7], dtype=DOUBLE),
+    torch.tensor([[0.0, 1.0], [1.0, -0.5]], dtype=DOUBLE),
+    torch.stack([0.3 * torch.eye(2, dtype=DOUBLE), 0.5 * torch.eye(2, dtype=DOUBLE)]),
+)
+
+
+def _ode(how: Method, order: int, steps: int) -> Tensor:
+    return dosde.solve(
+        _PLANE.model(PROCESS),
+        torch.tensor([[0.2, 0.1], [0.8, -0.4]], dtype=DOUBLE),
+        steps,
+        order,
+        process=PROCESS,
+        method=how,
+        grid=graded(steps),
+        noise=torch.Generator().manual_seed(3),
+    )
+
+
+@functools.cache
+def _ode_exact() -> Tensor:
+    return _ode(method.ode, 4, 4000)
+
+
+def ode(how: Method, order: int, steps: int) -> float:
+    return float((_ode(how, order, steps) - _ode_exact()).abs().max())
+
+
+def weak(how: Method, order: int, steps: int) -> float:
+    target = gaussian.diagonal(torch.tensor([0.7, -0.3], dtype=DOUBLE), torch.tensor([0.04, 1.3], dtype=DOUBLE))
+    x_hat0 = torch.tensor([0.1, -0.2], dtype=DOUBLE)
+    law = target.law(PROCESS, x_hat0, steps=steps, order=order, method=how, grid=graded(steps))
+    exact = target.at(PROCESS, END, x_hat0)
+    if float((law.mean - exact.mean).abs().max()) > 1e-12:
+        raise AssertionError("the mean of a Gaussian is exact from t1")
+    return float((law.variance - exact.variance).abs().max())
+
+
+_LINE = Mixture(
+    torch.tensor([0.4, 0.6], dtype=DOUBLE),
+    torch.tensor([[-0.6], [0.8]], dtype=DOUBLE),
+    torch.tensor([[[0.1]], [[0.2]]], dtype=DOUBLE),
+)
+
+
+@functools.cache
+def _path() -> Callable[[Coefficient, Coefficient, Tensor], Tensor]:
+    """One Brownian path a sample; its values are remembered, since all step counts ask for the same."""
+    path = Brownian(seed=5)
+    value = functools.cache(path.value)
+    path.value = value  # type: ignore[method-assign]
+    return path
+
+
+def _strong(how: Method, order: int, steps: int) -> Tensor:
+    return dosde.solve(
+        _LINE.model(PROCESS),
+        torch.zeros(200, 1, dtype=DOUBLE),
+        steps,
+        order,
+        process=PROCESS,
+        method=how,
+        grid=torch.linspace(PROCESS.t1, END, steps + 1, dtype=DOUBLE),
+        noise=_path(),
+    )
+
+
+@functools.cache
+def _strong_exact() -> Tensor:
+    return _strong(method.adams, 2, 2048)
+
+
+def strong(how: Method, order: int, steps: int) -> float:
+    return float((_strong(how, order, steps) - _strong_exact()).square().mean().sqrt())
+
+
+COUNTS = {"drift": (25, 50, 100, 200, 400), "strong": (8, 16, 32, 64, 128), "weak": (25, 50, 100, 200, 400), "ode": (20, 40, 80, 160, 320)}
+QUICK = {"drift": (100, 200), "strong": (32, 64), "weak": (100, 200), "ode": (80, 160)}
+
+
+def measure(counts: dict[str, tuple[int, ...]]) -> list[dict[str, object]]:
+    """One row a method and order: errors at each step count and their slopes."""
+    rows: list[dict[str, object]] = []
+    for name, (how, orders) in METHODS.items():
+        deterministic = name in DETERMINISTIC
+        for order in orders:
+            errors = {}
+            if name != "posterior":
+                errors["drift"] = [drift(how, order, n, deterministic) for n in counts["drift"]]
+            if deterministic:
+                errors["ode"] = [ode(how, order, n) for n in counts["ode"]]
+            else:
+                errors["strong"] = [strong(how, order, n) for n in counts["strong"]]
+            errors["weak"] = [weak(how, order, n) for n in counts["weak"]]
+            rows.append({"method": name, "order": order, "errors": errors, "slopes": {k: slope(e) for k, e in errors.items()}})
+    return rows
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown, as it stands in docs/methods.md."""
+    lines = ["| method | order | calls a step | expansion | strong | weak | ODE |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        slopes: dict[str, float] = row["slopes"]  # type: ignore[assignment]
+        cells = [f"{slopes[k]:.2f}" if k in slopes else "" for k in ("drift", "strong", "weak", "ode")]
+        lines.append(f"| {row['method']} | {row['order']} | 1 | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, object]], counts: dict[str, tuple[int, ...]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained")
+    titles = {"drift": "expansion", "strong": "strong (one path)", "weak": "weak (exact law)", "ode": "ODE"}
+    colours = {name: f"C{i}" for i, name in enumerate(METHODS)}
+    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        for row in rows:
+            errors: dict[str, list[float]] = row["errors"]  # type: ignore[assignment]
+            if kind in errors:
+                order = int(str(row["order"]))
+                style = {1: "-", 2: "--", 3: "-.", 4: ":"}[order]
+                label = f"{row['method']} {order}"
+                axis.loglog(counts[kind], errors[kind], style, color=colours[str(row["method"])], label=label, marker=".")
+        axis.set(title=title, xlabel="steps")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    axes[0].set_ylabel("error")
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer steps; print only")
+    quick = parser.parse_args().quick
+    counts = QUICK if quick else COUNTS
+    rows = measure(counts)
+    print(table(rows))
+    if not quick:
+        numbers = {"command": "python benchmarks/convergence.py", "steps": counts, "rows": rows}
+        (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
+        (ROOT / "benchmarks" / "results" / "convergence.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        plot(rows, counts, ROOT / "docs" / "convergence.png")
+
+
+if __name__ == "__main__":
+    main()
