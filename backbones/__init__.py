@@ -19,7 +19,9 @@ NAMES = ("gaussian",)
 class Backbone(Protocol):
     """What upscales pictures. Pictures are (batch, channels, height, width) in [0, 1], with 1 or 3 channels."""
 
-    process: dosde.Process
+    @property
+    def process(self) -> dosde.Process:
+        """The process that its model was made for."""
 
     def encode(self, picture: Tensor, scale: float) -> tuple[Tensor, Any]:
         """x_hat0, and whatever `denoiser` needs to know of the picture."""

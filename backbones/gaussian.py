@@ -117,13 +117,14 @@ def fourier(mean: Tensor, spectrum: Tensor) -> Gaussian:
 
     def hartley(x: Tensor) -> Tensor:
         modes = torch.fft.fft2(x, norm="ortho")
-        return modes.real + modes.imag
+        real: Tensor = modes.real + modes.imag
+        return real
 
     return Gaussian(hartley(mean), _checked(spectrum), Basis(hartley, hartley))
 
 
 def cosine(mean: Tensor, spectrum: Tensor) -> Gaussian:
-    """A stationary picture with mirrored borders: mean (..., H, W) in pixels, spectrum (..., H, W) the variance of each DCT mode."""
+    """A stationary picture with mirrored borders: mean (..., H, W) in pixels, spectrum (..., H, W) the variance by DCT mode."""
     return Gaussian(dct2(mean), _checked(spectrum), Basis(dct2, idct2))
 
 
@@ -141,7 +142,7 @@ def _dct(x: Tensor) -> Tensor:
     """Of the last dimension, by an FFT of the same length (Makhoul 1980)."""
     n = x.shape[-1]
     reordered = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
-    modes = (torch.fft.fft(reordered) * _twiddle(n, x)).real
+    modes: Tensor = (torch.fft.fft(reordered) * _twiddle(n, x)).real
     return modes * _norms(n, x)
 
 

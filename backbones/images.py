@@ -10,15 +10,22 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 # What each EXIF orientation asks of an array (rows, columns, ...) to stand upright.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+_UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -31,7 +38,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """colour (1, 1 or 3, height, width) and alpha (1, 1, height, width) or None, float32 in [0, 1]; bits a channel; ICC profile."""
+    """Colour (1, 1 or 3, height, width) and alpha (1, 1, height, width) or None in [0, 1]; bits a channel; ICC profile."""
 
     colour: Tensor
     alpha: Tensor | None
@@ -41,9 +48,9 @@ class Picture:
 
 def read(path: Path) -> Picture:
     """The first picture in a file, upright. Errors: OSError or ValueError where it cannot be read."""
-    from PIL import Image
+    import PIL.Image
 
-    with Image.open(path) as image:
+    with PIL.Image.open(path) as image:
         # Before getexif(), which may load the pixels and forget the tiles.
         wide = any(";16" in str(tile[3]) for tile in image.tile) and image.mode in ("RGB", "RGBA", "LA")
         orientation = int(image.getexif().get(0x0112, 1))
@@ -61,7 +68,7 @@ def read(path: Path) -> Picture:
             array, most = np.asarray(image.convert(_plain_mode(image))), 255
             if image.mode == "CMYK":
                 profile = None  # of the inks, not of the colours that they became
-    array = _UPRIGHT.get(orientation, lambda a: a)(array)
+    array = _UPRIGHT.get(orientation, _UPRIGHT[1])(array)
     values = torch.from_numpy(array.astype(np.float32) / most)
     planes = values[None, None] if values.ndim == 2 else values.permute(2, 0, 1)[None]
     count = planes.shape[1]
@@ -82,10 +89,10 @@ def write(path: Path, picture: Picture) -> None:
         if picture.bits == 16 and array.shape[2] > 1:
             _write_wide(name, array, picture.profile)
         else:
-            from PIL import Image
+            import PIL.Image
 
-            image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-            image.save(name, **({"icc_profile": picture.profile} if picture.profile else {}))
+            image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            image.save(name, icc_profile=picture.profile)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
@@ -93,39 +100,39 @@ def write(path: Path, picture: Picture) -> None:
         raise
 
 
-def _plain_mode(image: "object") -> str:
+def _plain_mode(image: "Image") -> str:
     """The mode of 8-bit grey or colour, with alpha where there is any, that holds all of a picture."""
-    mode, info = image.mode, image.info  # type: ignore[attr-defined]
+    mode, info = image.mode, image.info
     if mode in ("L", "LA", "RGB", "RGBA"):
-        return str(mode)
+        return mode
     if mode == "1":
         return "L"
     return "RGBA" if "transparency" in info or mode in ("PA", "RGBa", "La") else "RGB"
 
 
-def _read_wide(path: Path) -> np.ndarray:
+def _read_wide(path: Path) -> Array:
     import cv2
 
     array = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ValueError("16-bit picture that cannot be decoded")
     order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
-    return array[..., order]
+    return array[..., order]  # type: ignore[no-any-return]
 
 
-def _write_wide(name: str, array: np.ndarray, profile: bytes | None) -> None:
+def _write_wide(name: str, array: Array, profile: bytes | None) -> None:
     import cv2
 
     order = {2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
     done, data = cv2.imencode(Path(name).suffix, array[..., order])
     if not done:
         raise ValueError(f"16-bit colour cannot be written as {Path(name).suffix}; use .png or .tif")
-    data = data.tobytes()
+    encoded: bytes = data.tobytes()
     if profile and name.lower().endswith(".png"):  # OpenCV writes none: its chunk goes behind the header's 33 bytes
         chunk = b"iCCPprofile\0\0" + zlib.compress(profile)
         length, check = len(chunk) - 4, zlib.crc32(chunk)
-        data = data[:33] + length.to_bytes(4, "big") + chunk + check.to_bytes(4, "big") + data[33:]
-    Path(name).write_bytes(data)
+        encoded = encoded[:33] + length.to_bytes(4, "big") + chunk + check.to_bytes(4, "big") + encoded[33:]
+    Path(name).write_bytes(encoded)
 
 
 def _umask() -> int:

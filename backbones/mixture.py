@@ -48,7 +48,8 @@ class Mixture:
             d = torch.einsum("kij,bki->bkj", basis, (x - b * x_hat0)[:, None] - a * means)
             log_p = self.weights.to(x).log() - (variance.log() + d**2 / variance).sum(-1) / 2
             each = means + torch.einsum("kij,bkj->bki", basis, a * c / variance * d)
-            return (log_p.softmax(-1)[..., None] * each).sum(-2)
+            mean: Tensor = (log_p.softmax(-1)[..., None] * each).sum(-2)
+            return mean
 
         return x_theta
 

@@ -16,11 +16,13 @@ model call from t1 gives the posterior mean. A trained network knows edges; this
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 import dosde
+from dosde.solve import Model
 
 from . import gaussian
 
@@ -71,7 +73,7 @@ class StationaryGaussian:
         posterior = gaussian.Gaussian(mean, variance, gaussian.Basis(gaussian.dct2, gaussian.idct2))
         return gaussian.idct2(source), posterior
 
-    def denoiser(self, conditioning: gaussian.Gaussian) -> gaussian.Model:
+    def denoiser(self, conditioning: gaussian.Gaussian) -> Model:
         """The exact x_theta of the posterior."""
         return conditioning.model(self.process)
 
@@ -89,7 +91,7 @@ def _from_opponent(x: Tensor) -> Tensor:
 
 
 def _blur(rho: Tensor) -> Tensor:
-    """The transfer of the bicubic kernel (Keys, a = -1/2), stretched to the low-resolution grid, at frequencies over Nyquist."""
+    """The transfer of the bicubic kernel (Keys, a = -1/2), stretched to the low-resolution grid, over Nyquist."""
     x = (torch.arange(2000, dtype=torch.float64) + 0.5) / 1000
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
@@ -104,7 +106,7 @@ def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     rho = torch.sqrt((torch.arange(h) / h)[:, None] ** 2 + (torch.arange(w) / w) ** 2)
     edges = 0.8 * 2 ** (-torch.arange(13, dtype=torch.float32) / 3)
     logs, powers, counts = [], [], []
-    for high, low in zip(edges[:-1], edges[1:], strict=True):
+    for high, low in pairwise(edges):
         ring = (rho > low) & (rho <= high)
         if int(ring.sum()) >= 4:
             logs.append(rho[ring].log().mean())

@@ -7,18 +7,20 @@ strong    RMS distance, on one Brownian path, to that path's solution on a fine 
 weak      error of the variance of the output's exact law (a Gaussian; its mean is exact)
 ode       distance to the solution of the probability-flow ODE (a two-component mixture)
 
-All in float64 on scaled_linear noise and the cosine shift, from t1 = 1/2 (lam infinite) to t = 0.1. Prints a table and writes
-benchmarks/results/convergence.json and docs/convergence.png. tests/test_orders.py asserts these slopes.
+All in float64 on scaled_linear noise and the cosine shift, from t1 = 1/2 (lam infinite) to t = 0.1. Prints a table,
+writes it into README.md and docs/methods.md, and its numbers and a plot into benchmarks/results/convergence.json and
+docs/convergence.png. tests/test_orders.py asserts these slopes.
 """
 
 import argparse
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import report
 import torch
+from report import ROOT
 from torch import Tensor
 
 import dosde
@@ -29,7 +31,6 @@ from dosde.method import Coefficient, Method
 from dosde.noise import Brownian
 from dosde.process import Process
 
-ROOT = Path(__file__).resolve().parents[1]
 DOUBLE = torch.float64
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 END = 0.1  # above t = 0: there lam goes like sqrt(t), which a polynomial in lam does not follow on a uniform grid in t
@@ -154,8 +155,13 @@ def strong(how: Method, order: int, steps: int) -> float:
     return float((_strong(how, order, steps) - _strong_exact()).square().mean().sqrt())
 
 
-COUNTS = {"drift": (25, 50, 100, 200, 400), "strong": (8, 16, 32, 64, 128), "weak": (25, 50, 100, 200, 400), "ode": (20, 40, 80, 160, 320)}
-QUICK = {"drift": (100, 200), "strong": (32, 64), "weak": (100, 200), "ode": (80, 160)}
+COUNTS: dict[str, tuple[int, ...]] = {
+    "drift": (25, 50, 100, 200, 400),
+    "strong": (8, 16, 32, 64, 128),
+    "weak": (25, 50, 100, 200, 400),
+    "ode": (20, 40, 80, 160, 320),
+}
+QUICK: dict[str, tuple[int, ...]] = {"drift": (100, 200), "strong": (32, 64), "weak": (200, 400), "ode": (80, 160)}
 
 
 def measure(counts: dict[str, tuple[int, ...]]) -> list[dict[str, object]]:
@@ -181,7 +187,7 @@ def table(rows: list[dict[str, object]]) -> str:
     lines = ["| method | order | calls a step | expansion | strong | weak | ODE |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         slopes: dict[str, float] = row["slopes"]  # type: ignore[assignment]
-        cells = [f"{slopes[k]:.2f}" if k in slopes else "" for k in ("drift", "strong", "weak", "ode")]
+        cells = [f"{slopes[k] + 0.0:.2f}" if k in slopes else "" for k in ("drift", "strong", "weak", "ode")]
         lines.append(f"| {row['method']} | {row['order']} | 1 | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -204,6 +210,8 @@ def plot(rows: list[dict[str, object]], counts: dict[str, tuple[int, ...]], path
                 label = f"{row['method']} {order}"
                 axis.loglog(counts[kind], errors[kind], style, color=colours[str(row["method"])], label=label, marker=".")
         axis.set(title=title, xlabel="steps")
+        axis.set_xticks(counts[kind], [str(n) for n in counts[kind]])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)
     axes[0].set_ylabel("error")
@@ -218,9 +226,9 @@ def main() -> None:
     rows = measure(counts)
     print(table(rows))
     if not quick:
-        numbers = {"command": "python benchmarks/convergence.py", "steps": counts, "rows": rows}
-        (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
-        (ROOT / "benchmarks" / "results" / "convergence.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        report.save("convergence", {"command": "python benchmarks/convergence.py", "steps": counts, "rows": rows})
+        for document in (ROOT / "README.md", ROOT / "docs" / "methods.md"):
+            report.insert(document, "convergence", table(rows))
         plot(rows, counts, ROOT / "docs" / "convergence.png")
 
 

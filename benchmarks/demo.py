@@ -61,11 +61,17 @@ def main() -> None:
     images.write(out / "input.png", images.Picture(small, None, 8, None))
     images.write(out / "result.png", images.Picture(rows[-1][3], None, 8, None))
     nearest = resized(small, size, Image.Resampling.NEAREST)
-    parts = {"input": nearest, "bicubic": bicubic, "dosde, 1 call (mean)": rows[1][3], f"dosde, {STEPS} calls (sample)": rows[2][3]}
+    parts = {
+        "input": nearest,
+        "bicubic": bicubic,
+        "dosde, 1 call (mean)": rows[1][3],
+        f"dosde, {STEPS} calls (sample)": rows[2][3],
+    }
     side_by_side(parts, out / "side_by_side.png")
 
-    print(f"{size[0] // SCALE}x{size[1] // SCALE} -> {size[0]}x{size[1]}, backbone gaussian: a stationary Gaussian model of photographs,")
-    print("closed form, no weights. Its samples have texture of the right power but no structure (so less PSNR than its mean).")
+    print(f"{size[0] // SCALE}x{size[1] // SCALE} -> {size[0]}x{size[1]}. Backbone `gaussian`: a stationary Gaussian model of")
+    print("photographs, closed form, no weights. Its samples have texture of the right power but no structure, so their")
+    print("PSNR is below that of its mean, which one call gives.")
     print(f"{'':26}{'model calls':>12}{'seconds':>9}{'PSNR dB':>9}{'SSIM':>8}")
     for name, calls, seconds, picture in rows:
         psnr, ssim = scores(truth, picture)

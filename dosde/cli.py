@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         "upscale",
         help="upscale pictures",
         description="Upscale pictures, or all pictures in a folder, in a few model calls each.",
-        epilog="Each INPUT gives NAME_xSCALE.png in the folder OUT (or exactly OUT, if that is a file name with a suffix and there "
-        "is one INPUT). Grey, alpha, 16 bits, colour profile and EXIF orientation are kept. An output that exists is kept "
+        epilog="Each INPUT gives NAME_xSCALE.png in the folder OUT (or exactly OUT, if that is a file name with a suffix and "
+        "there is one INPUT). Grey, alpha, 16 bits, colour profile and EXIF orientation are kept. An output that exists stays "
         "unless --overwrite is given, so that a stopped run can be resumed.",
     )
     upscale.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a picture, or a folder of pictures")
@@ -141,7 +141,14 @@ def _jobs(
 
 
 def _one(
-    backbone: "Backbone", source: Path, target: Path, scale: float, steps: int, order: int, how: method.Method, seed: int
+    backbone: "Backbone",
+    source: Path,
+    target: Path,
+    scale: float,
+    steps: int,
+    order: int,
+    how: method.Method,
+    seed: int,
 ) -> str:
     """Upscales one file; returns its sizes in words."""
     from backbones import images, upscale
@@ -155,5 +162,3 @@ def _one(
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"
-
-

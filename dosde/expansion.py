@@ -17,12 +17,14 @@ those differences, so that its second term keeps a first derivative of first ord
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Variable = Callable[[Tensor], Tensor]
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _SPAN = 2.0  # a panel of the quadrature covers lam ratios up to e^2; 16 nodes there are exact to float64
 
@@ -44,46 +46,41 @@ def weights(lams: Tensor, order: int, power: int, variable: Variable = lam, tayl
     Returns (order, steps, *field). Nodes that do not exist, whose variable is infinite, or that coincide with the next newer
     one (a clock that stands still) drop out, and the order with them; likewise where v(lam_t) is infinite.
     """
-    s, t = lams[:-1], lams[1:]
-    rho = ratio(lams)
+    rho = ratio(lams).numpy()
     total = 1 - rho**power
-    result = torch.zeros(order, *s.shape, dtype=torch.float64)
+    result = np.zeros((order, *rho.shape))
     result[0] = total
-    if order == 1:
-        return result
+    steps = len(rho)
+    if order == 1 or steps == 1:
+        return torch.from_numpy(result)
 
-    v = variable(lams)
-    finite = v.isfinite()
-    moved = torch.ones_like(finite)
-    moved[:-1] = lams[:-1] != lams[1:]
+    lam, v = lams.numpy(), variable(lams).numpy()
+    finite = np.isfinite(v)
+    exists = finite[:-1] & (lam[:-1] != lam[1:])  # a node, and not the same as the next newer one
     nodes, live = [v[:-1]], [finite[:-1] & finite[1:]]
-    for k in range(1, min(order, len(s))):
-        older = torch.zeros_like(s)
-        older[k:] = v[: len(s) - k]
-        exists = torch.zeros_like(live[0])
-        exists[k:] = (finite & moved)[: len(s) - k]
+    for k in range(1, min(order, steps)):
+        older, known = np.zeros_like(rho), np.zeros_like(exists)
+        older[k:], known[k:] = v[: steps - k], exists[: steps - k]
         nodes.append(older)
-        live.append(live[-1] & exists)
+        live.append(live[-1] & known)
 
     # The points of the quadrature: lam = lam_t e^tau, tau from 0 to log(lam_s / lam_t). Where lam_t = 0, lam is 0 on all of
     # (0, 1] in w and any length serves; where lam_s is infinite there is one node and nothing to integrate.
-    length = torch.where((rho > 0) & (rho < 1), -rho.log(), 1.0)
-    x, dx = _panels(max(1, math.ceil(float(length.max()) / _SPAN)))
-    column = [-1] + [1] * s.ndim
-    tau = length * x.reshape(column)
-    dw = dx.reshape(column) * torch.exp(-power * tau)
-    dw = dw * (total / dw.sum(0))
-    path = variable(t * tau.exp())
+    with np.errstate(all="ignore"):  # what is 0 * inf or 1/0 here belongs to nodes that are not live
+        length = np.where((rho > 0) & (rho < 1), -np.log(rho), 1.0)
+        x, dx = _panels(max(1, math.ceil(length.max() / _SPAN)), rho.ndim)
+        tau = length * x
+        dw = dx * np.exp(-power * tau)
+        dw *= total / dw.sum(0)
+        path = variable(torch.from_numpy(lam[1:] * np.exp(tau))).numpy()
 
-    product = torch.ones_like(path)
-    for k in range(1, len(nodes)):
-        product = product * (path - nodes[0 if taylor else k - 1])
-        moment = (dw * product).sum(0)
-        for i in range(k + 1):
-            gaps = [nodes[i] - nodes[j] for j in range(k + 1) if j != i]
-            term = moment / functools.reduce(torch.mul, gaps)
-            result[i] += torch.where(live[k], term, 0.0)
-    return result
+        for k in range(1, len(nodes)):
+            dw = dw * (path - nodes[0 if taylor else k - 1])
+            moment = dw.sum(0)
+            for i in range(k + 1):
+                gaps = math.prod(nodes[i] - nodes[j] for j in range(k + 1) if j != i)
+                result[i] += np.where(live[k], moment / gaps, 0.0)
+    return torch.from_numpy(result)
 
 
 def ratio(lams: Tensor) -> Tensor:
@@ -92,9 +89,9 @@ def ratio(lams: Tensor) -> Tensor:
 
 
 @functools.lru_cache
-def _panels(count: int) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights of 16 points on each of `count` equal panels of [0, 1]."""
+def _panels(count: int, trailing: int) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes and weights of 16 points on each of `count` equal panels of [0, 1], to broadcast over steps."""
     x, w = np.polynomial.legendre.leggauss(16)
-    start = torch.arange(count, dtype=torch.float64)[:, None]
-    nodes = (start + (torch.from_numpy(x) + 1) / 2) / count
-    return nodes.reshape(-1), (torch.from_numpy(w) / (2 * count)).repeat(count)
+    column = (-1, *[1] * trailing)
+    nodes = (np.arange(count)[:, None] + (x + 1) / 2) / count
+    return nodes.reshape(column), np.tile(w / (2 * count), count).reshape(column)

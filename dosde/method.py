@@ -7,19 +7,20 @@ and with c in [0, 1], rho = lam_t / lam_s, every one of them satisfies
     keep = c sigma_t / sigma_s     hat = b_t - keep b_s     sum new = a_t (1 - c rho)     noise = sigma_t sqrt(1 - c^2)
 
 so that x_s on the marginal of s and x_theta = x0 give x_t on the marginal of t. c = rho is the reverse SDE (Eq. 11), c = 1 its
-probability-flow ODE; between lies the posterior of the chain of Eq. 3. A method chooses c and how sum new is divided among past outputs (`expansion.weights`); the first
-steps, which have no past, are of lower order.
+probability-flow ODE; between lies the posterior of the chain of Eq. 3. A method chooses c and how sum new is divided among
+past outputs (`expansion.weights`); the first steps, which have no past, are of lower order.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import expansion
-from .expansion import Variable
+from .expansion import Array, Variable
 from .process import Marginal
 
 Coefficient = float | Tensor
@@ -99,33 +100,31 @@ def _stacked(marginals: Sequence[Marginal]) -> Marginal:
     return Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
 
 
-def _steps(m: Marginal, c: Tensor, shares: Tensor) -> list[Step]:
-    """The plan of the given c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field)."""
-    amplification = shares.abs().sum(0)
-    if float(amplification.max()) > _AMPLIFICATION:
-        step = int(amplification.flatten(1).max(1).values.argmax() if amplification.ndim > 1 else amplification.argmax())
+def _steps(m: Marginal, ratio: Tensor, shares: Tensor) -> list[Step]:
+    """The plan of the given ratio c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field)."""
+    a, b, sigma, u = m.a.numpy(), m.b.numpy(), m.sigma.numpy(), m.u.numpy()
+    c, w = ratio.numpy(), shares.numpy()
+    amplification = np.abs(w).sum(0).reshape(len(c), -1).max(1)
+    worst = amplification.argmax()
+    if amplification[worst] > _AMPLIFICATION:
         warnings.warn(
-            f"order: {len(shares)}; step {step} multiplies errors of the model by up to {float(amplification.max()):.0f}: it "
-            "extrapolates far from outputs that lie close together. A lower order, a grid without such a jump, or another "
-            "variable (adams, ode: expansion.log_lam) avoids that",
+            f"order: {len(w)}; step {worst} multiplies errors of the model by up to {amplification[worst]:.0f}: it "
+            "extrapolates far from outputs that lie close together. A lower order, a grid without such a jump, or "
+            "another variable (adams, ode: expansion.log_lam) avoids that",
             stacklevel=4,
         )
-    keep = c * m.sigma[1:] / m.sigma[:-1]
-    hat = m.b[1:] - keep * m.b[:-1]
-    noise = m.sigma[1:] * torch.sqrt((1 - c) * (1 + c))
-    columns = [_column(v) for v in (m.u[:-1], m.u[1:], keep, hat, noise)]
-    columns[-1] = [level if isinstance(level, float) or level.any() else 0.0 for level in columns[-1]]
-    past = [_trimmed(row) for row in zip(*(_column(row) for row in m.a[1:] * shares), strict=True)]
-    times = m.t.reshape(len(m.t), -1)[:, 0].tolist()
-    return [
-        Step(s, t, u, u_next, keep, hat, new, noise)
-        for s, t, u, u_next, keep, hat, noise, new in zip(times[:-1], times[1:], *columns, past, strict=True)
-    ]
+    keep = c * sigma[1:] / sigma[:-1]
+    hat = b[1:] - keep * b[:-1]
+    noise = _column(sigma[1:] * np.sqrt((1 - c) * (1 + c)))
+    noise = [level if isinstance(level, float) or level.any() else 0.0 for level in noise]
+    t, clock = m.t.reshape(len(m.t), -1)[:, 0].tolist(), _column(u)
+    past = [_trimmed(row) for row in zip(*(_column(row) for row in a[1:] * w), strict=True)]
+    return list(map(Step, t[:-1], t[1:], clock[:-1], clock[1:], _column(keep), _column(hat), past, noise))
 
 
-def _column(values: Tensor) -> list[Coefficient]:
+def _column(values: Array) -> list[Coefficient]:
     """One coefficient a step: floats, or tensors where there is a field."""
-    return values.tolist() if values.ndim == 1 else list(values)
+    return values.tolist() if values.ndim == 1 else [torch.from_numpy(row) for row in values]
 
 
 def _trimmed(new: tuple[Coefficient, ...]) -> tuple[Coefficient, ...]:

@@ -1,7 +1,6 @@
 """Discretisations with a name."""
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from . import schedule, shift
 from .process import Process
 
 
-def dossr(steps: int = 5, t1: float | Fraction = 0.5) -> tuple[Process, Tensor]:
+def dossr(steps: int = 5, t1: float = 0.5) -> tuple[Process, Tensor]:
     """The released DoSSR discretisation: (process, times) for solve(..., process=process, grid=times).
 
     A table of T = 1000 steps with sqrt(beta) linear from .00085 to .012; T1 = floor(t1 T) etas by a cosine over s = .001 ..

@@ -13,6 +13,7 @@ lam = sigma/a, which rises with t from 0, and u = 1/lam^2, on which the reverse 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -109,14 +110,13 @@ class Process:
     def __call__(self, t: float | Tensor) -> Marginal:
         """The marginal at t in [0, 1]. A tensor t broadcasts against the field of eta, if there is one."""
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        if not ((t >= 0) & (t <= 1)).all():
+        if not _within(t, 0, 1):
             raise ValueError(f"t: {t.tolist()}; times in [0, 1] are needed")
         return self._marginal(t)
 
     def _marginal(self, t: Tensor) -> Marginal:
-        alpha, sigma = self.schedule(t)
-        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64) for v in (alpha, sigma))
-        if not ((alpha >= 0) & (sigma >= 0) & alpha.isfinite() & sigma.isfinite()).all():
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64) for v in self.schedule(t))
+        if not (_within(alpha, 0, math.inf) and _within(sigma, 0, math.inf)):
             raise ValueError(
                 f"schedule: alpha = {alpha.tolist()}, sigma = {sigma.tolist()} at t = {t.tolist()}; "
                 "both must be finite and >= 0"
@@ -126,9 +126,10 @@ class Process:
 
     def _eta(self, t: Tensor) -> Tensor:
         eta = torch.as_tensor(self.shift(t), dtype=torch.float64)
-        if not ((eta >= 0) & (eta <= 1)).all():
-            bad = eta[~((eta >= 0) & (eta <= 1))].reshape(-1)[0].item()
-            raise ValueError(f"shift: eta = {bad} at t = {t.reshape(-1)[0].item():g}; eta must lie in [0, 1]")
+        if not _within(eta, 0, 1):
+            i = int((~((eta >= 0) & (eta <= 1))).reshape(-1).nonzero()[0])
+            at = (t + torch.zeros_like(eta)).reshape(-1)[i].item()
+            raise ValueError(f"shift: eta = {eta.reshape(-1)[i].item()} at t = {at:g}; eta must lie in [0, 1]")
         return eta + torch.zeros_like(t)
 
     # -- The forward SDE ------------------------------------------------------------------------------------------
@@ -246,6 +247,12 @@ def _derivative(value: Tensor, time: Tensor) -> Tensor:
         return torch.zeros_like(time)
     derivative = torch.autograd.grad(value.sum(), time, retain_graph=True, allow_unused=True)[0]
     return torch.zeros_like(time) if derivative is None else derivative
+
+
+def _within(values: Tensor, low: float, high: float) -> bool:
+    """All of low <= values <= high, and finite."""
+    least, most = torch.aminmax(values.detach())
+    return low <= least.item() and most.item() <= high and most.item() < math.inf
 
 
 def _root_of_difference(p: Tensor, q: Tensor) -> Tensor:

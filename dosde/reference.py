@@ -6,7 +6,9 @@
 Both use small fixed Euler steps of torchsde and need the extra `reference`.
 """
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,7 +92,7 @@ def collapsed(
     start = first.alpha * x_hat0 + first.sigma * path(0.0, u0, x_hat0)
     m = first.a / first.sigma**2 * (start - first.b * x_hat0)
     bm = _Path(path, x_hat0)
-    for p, q in zip(marginals[:-1], marginals[1:], strict=True):
+    for p, q in pairwise(marginals):
 
         def drift(u: Tensor, m: Tensor) -> Tensor:
             # The t of this u, and x = b x_hat0 + sigma^2/a m there.
@@ -102,7 +104,8 @@ def collapsed(
         sde = _SDE(drift, lambda u: torch.ones((), dtype=torch.float64))
         m = torchsde.sdeint(sde, m, ends, bm=bm, method="euler", dt=float(q.u - p.u) / substeps)[-1]
     last = marginals[-1]
-    return last.b * x_hat0 + last.sigma**2 / last.a * m
+    end: Tensor = last.b * x_hat0 + last.sigma**2 / last.a * m
+    return end
 
 
 class _Path:
@@ -118,4 +121,4 @@ class _Path:
         ta, tb = float(ta), float(tb)
         if ta == tb:
             return torch.zeros_like(self.like)
-        return self.path(ta, tb, self.like) * (tb - ta) ** 0.5
+        return math.sqrt(tb - ta) * self.path(ta, tb, self.like)

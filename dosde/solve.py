@@ -88,16 +88,13 @@ def solve(
         del past[order - 1 :]
         x_theta = model(x.to(dtype), x_hat0, t)
         _check_output(x_theta, x, i, step)
-        sums.append(x_theta.sum(dtype=x.dtype))  # NaN and infinity stay in it: looked at once, after the loop
+        sums.append(_sum(x_theta))  # looked at once, after the loop: no waiting for the device
         if x_theta.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             x_theta = x_theta.clone()  # a model that returns its input
         past.insert(0, x_theta)
         if callback is not None:
             callback(i, t, x.clone(), x_theta)
-        _scale(x, step.keep)
-        _add(x, source, step.hat)
-        for output, weight in zip(past, step.new, strict=False):
-            _add(x, output, weight)
+        _advance(x, source, past, step)
         if isinstance(step.noise, Tensor) or step.noise:
             _add(x, draw(step.u, step.u_next, x), step.noise)
     _check_finite(sums, plan)
@@ -134,10 +131,13 @@ def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Ste
 def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[Marginal]:
     """One marginal a time of the grid, checked."""
     made = grid(process, steps) if callable(grid) else _grid.uniform(process, steps) if grid is None else grid
-    times = torch.as_tensor(made, dtype=torch.float64, device="cpu")
+    try:
+        times = torch.as_tensor(made, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"grid: {made!r}; a function (process, steps) -> times, or {steps + 1} times are needed") from None
     if times.shape != (steps + 1,):
         raise ValueError(f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed")
-    if not ((times >= 0) & (times <= 1)).all() or not (times.diff() < 0).all():
+    if not (times[-1] >= 0 and times[0] <= 1 and (times[1:] < times[:-1]).all()):
         raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
     m = process(times.reshape(-1, *[1] * len(process.field_shape)))
     lam = m.lam.reshape(steps + 1, -1)
@@ -145,8 +145,8 @@ def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[
     if not moves.all() or lam[-1].isinf().any():
         i = int((~moves).nonzero()[0]) + 1 if not moves.all() else steps
         raise ValueError(
-            f"grid: time {times[i]:g} at index {i} has lam = {float(lam[i].max()):g}; lam must fall from one time to the next, so "
-            f"only the first time may have a = 0 (lam infinite): start at t1 = {process.t1:g} or below"
+            f"grid: time {times[i]:g} at index {i} has lam = {float(lam[i].max()):g}; lam must fall from one time to the next, "
+            f"so only the first time may have a = 0 (lam infinite): start at t1 = {process.t1:g} or below"
         )
     if not (m.sigma[:-1] > 0).all():
         i = int((m.sigma[:-1].reshape(steps, -1) <= 0).any(1).nonzero()[0])
@@ -160,7 +160,9 @@ def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
     z = draw(zero, first.u, source)
     if not isinstance(z, Tensor) or z.shape != source.shape or z.device != source.device or not z.is_floating_point():
         raise ValueError(f"noise: returned {_described(z)}; a floating tensor like x_hat0, {_described(source)}, is needed")
-    return source * m.alpha.to(source) + z * m.sigma.to(source)
+    x = z * m.sigma.to(source)
+    _add(x, source, m.alpha.to(source) if m.alpha.ndim else m.alpha.item())
+    return x
 
 
 def _times(plan: Sequence[Step]) -> tuple[Tensor, ...]:
@@ -176,8 +178,12 @@ def _placed(step: Step, like: Tensor) -> Step:
     return replace(step, keep=place(step.keep), hat=place(step.hat), noise=place(step.noise), new=tuple(map(place, step.new)))
 
 
-def _scale(x: Tensor, c: Coefficient) -> None:
-    x.mul_(c)
+def _advance(x: Tensor, source: Tensor, past: Sequence[Tensor], step: Step) -> None:
+    """x becomes keep x + hat x_hat0 + sum new x_theta, in place."""
+    x.mul_(step.keep)
+    _add(x, source, step.hat)
+    for x_theta, weight in zip(past, step.new, strict=False):
+        _add(x, x_theta, weight)
 
 
 def _add(x: Tensor, y: Tensor, c: Coefficient) -> None:
@@ -227,14 +233,12 @@ def _check_source(x_hat0: Tensor, process: Process) -> None:
         raise TypeError(f"x_hat0: {_described(x_hat0)}; a floating tensor is needed")
     if x_hat0.ndim < 1 or x_hat0.numel() == 0:
         raise ValueError(f"x_hat0: {_described(x_hat0)}; a batch of at least one element is needed")
-    if not bool(x_hat0.isfinite().all()):
+    if not bool(_sum(x_hat0).isfinite()):
         raise ValueError(f"x_hat0: {_described(x_hat0)} holds NaN or infinity; finite values are needed")
     shape = process.field_shape
-    try:
-        fits = torch.broadcast_shapes(shape, x_hat0.shape) == x_hat0.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if shape and (
+        len(shape) > x_hat0.ndim or any(f not in (1, n) for f, n in zip(shape[::-1], x_hat0.shape[::-1], strict=False))
+    ):
         raise ValueError(
             f"process: eta is a field of shape {shape}; one that broadcasts against x_hat0, {tuple(x_hat0.shape)}, is needed"
         )
@@ -249,6 +253,11 @@ def _check_output(x_theta: Tensor, x: Tensor, i: int, step: Step) -> None:
         )
     if not x_theta.is_floating_point():
         raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; floats are needed")
+
+
+def _sum(x: Tensor) -> Tensor:
+    """In at least float32: NaN and infinity stay in a sum, which is far cheaper than isfinite().all()."""
+    return x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _check_finite(sums: Sequence[Tensor], plan: Sequence[Step]) -> None:

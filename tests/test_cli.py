@@ -190,7 +190,10 @@ def test_written_files_have_the_usual_permissions(tmp_path):
     [
         (["a.png", "-o", "out", "--steps", "0"], "--steps: 0; a positive number is needed"),
         (["a.png", "-o", "out", "--order", "0"], "--order: 0; 1 to 3 is needed with --method dos --steps 5"),
-        (["a.png", "-o", "out", "--order", "3", "--steps", "2"], "--order: 3; 1 to 2 is needed with --method dos --steps 2"),
+        (
+            ["a.png", "-o", "out", "--order", "3", "--steps", "2"],
+            "--order: 3; 1 to 2 is needed with --method dos --steps 2",
+        ),
         (["a.png", "-o", "out", "--order", "6", "--method", "ode"], "--order: 6; 1 to 5 is needed with --method ode"),
         (["a.png", "-o", "out", "--scale", "0"], "--scale: 0; a number from 1 to 64 is needed"),
         (["a.png", "-o", "out", "--scale", "nan"], "--scale: nan; a number from 1 to 64 is needed"),
@@ -221,7 +224,11 @@ def test_usage_errors(tmp_path, monkeypatch, capsys, arguments, message):
 
 
 def test_help_and_version(capsys):
-    for arguments, expected in ((["--help"], "upscale"), (["upscale", "--help"], "--overwrite"), (["--version"], "dosde 0.")):
+    for arguments, expected in (
+        (["--help"], "upscale"),
+        (["upscale", "--help"], "--overwrite"),
+        (["--version"], "dosde 0."),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 0

@@ -54,6 +54,7 @@ BEFORE = {
         r"grid: times \[0\.0, 0\.3, 0\.5\]; they must decrease",
     ),
     "times repeated": (run(2, 1, grid=[0.5, 0.5, 0.0]), ValueError, r"they must decrease"),
+    "grid a name": (run(2, 1, grid="karras"), TypeError, r"grid: 'karras'; a function \(process, steps\)"),
     "times outside": (run(2, 1, grid=[1.5, 0.3, 0.0]), ValueError, r"within \[0, 1\]"),
     "times nan": (run(2, 1, grid=[0.5, math.nan, 0.0]), ValueError, r"they must decrease"),
     "times of another count": (run(5, 1, grid=TIMES), ValueError, r"times of shape \(3,\) with steps = 5; 6 times"),
@@ -62,7 +63,11 @@ BEFORE = {
         ValueError,
         r"time 0\.7 at index 1 .* start at t1 = 0\.5",
     ),
-    "ends at eta = 1": (run(1, 1, grid=[0.9, 0.7]), ValueError, r"time 0\.7 at index 1 has lam = inf; .* start at t1 = 0\.5"),
+    "ends at eta = 1": (
+        run(1, 1, grid=[0.9, 0.7]),
+        ValueError,
+        r"time 0\.7 at index 1 has lam = inf; .* start at t1 = 0\.5",
+    ),
     "lam grid of a field": (
         solve(model, X[:, :2], process=FIELD, grid=grid.log_lam()),
         ValueError,

@@ -49,8 +49,11 @@ def test_the_posterior_is_bayes_for_each_mode():
     x_hat0, posterior = backbone.encode(small, 4)
     z = gaussian.dct2(x_hat0)
     assert torch.allclose(z[..., 64:, :], torch.zeros(()), atol=1e-4)
-    A, beta = photo._fit(z[..., :64, :64], photo._blur(torch.arange(64) / 64)[:, None] * photo._blur(torch.arange(64) / 64),
-                         photo._ROUNDING * 16)
+    A, beta = photo._fit(
+        z[..., :64, :64],
+        photo._blur(torch.arange(64) / 64)[:, None] * photo._blur(torch.arange(64) / 64),
+        photo._ROUNDING * 16,
+    )
     y, x = 20, 31
     rho = (y**2 + x**2) ** 0.5 / 64
     K = float(photo._blur(torch.tensor([y / 64])) * photo._blur(torch.tensor([x / 64])))

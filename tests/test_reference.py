@@ -1,4 +1,4 @@
-"""torchsde as the independent solver: Eq. 7 in t tends to the law of the model and of `solve`, the collapsed form to its path."""
+"""torchsde as the independent solver: Eq. 7 in t has the law of the model and of `solve`, the collapsed form their path."""
 
 import math
 

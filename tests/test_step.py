@@ -111,7 +111,7 @@ def test_a_field_is_its_elements():
                     value = torch.as_tensor(getattr(got, attribute), dtype=torch.float64).expand(4)[j]
                     assert float(value) == pytest.approx(getattr(step, attribute), abs=1e-13)
                 new = [float(torch.as_tensor(w, dtype=torch.float64).expand(4)[j]) for w in got.new]
-                assert new[: len(step.new)] == pytest.approx(list(step.new), abs=1e-12)
+                assert new[: len(step.new)] == pytest.approx(list(step.new), rel=1e-12, abs=1e-12)
                 assert new[len(step.new) :] == pytest.approx([0] * (len(new) - len(step.new)), abs=1e-12)
 
 
@@ -119,3 +119,16 @@ def test_methods_take_marginals():
     process = Process(schedule.scaled_linear(), shift.cosine(0.5))
     marginals = [process(t) for t in (0.5, 0.3, 0.1, 0.0)]
     assert method.dos(marginals, 2) == dosde.plan(process, 3, 2, grid=[0.5, 0.3, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("how", "order", "steps", "most"),
+    [("dos", 3, 5, 3), ("adams", 3, 5, 3.5), ("dos", 2, 1000, 6), ("dos", 3, 1000, 21), ("adams", 3, 1000, 27.5)],
+)
+def test_errors_of_the_model_are_multiplied_by_at_most(how, order, steps, most):
+    """sum |new| / a_t on the default grid, as docs/methods.md says; the largest is that of the last step, to t = 0."""
+    process = Process(schedule.scaled_linear(), shift.cosine(0.5))
+    plan = dosde.plan(process, steps, order, method=METHODS[how])
+    sizes = [sum(map(abs, step.new)) / float(process(step.t_next).a) for step in plan]
+    assert 0.9 * most < max(sizes) <= most
+    assert max(sizes) == sizes[-1]

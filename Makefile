@@ -1,0 +1,37 @@
+# make demo   upscale the bundled photograph (sets up .venv first)
+# make test   all tests            make lint   ruff and mypy
+# make docs   API pages in site/   make bench  the tables and plots of docs/ (about three minutes)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint docs bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.images
+	$(BIN)/python benchmarks/demo.py demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/pdoc --math --no-show-source -o site dosde backbones
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/convergence.py
+	$(BIN)/python benchmarks/overhead.py
+
+# One stamp an extra: set up once, and again when what is installed changes.
+$(VENV)/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo site build *.egg-info

@@ -1,0 +1,252 @@
+"""What a step costs outside the model, against the samplers of diffusers (and of k-diffusion, where it is installed).
+
+    python benchmarks/overhead.py           (about two minutes)
+
+Loops of 20 steps with a model that costs nothing, interleaved round by round; microseconds a step, medians over rounds, and
+ratios within a round, since the machine is noisy. Ours is `solve` as a whole, its planning and checks included; of the others
+the loop only, not set_timesteps. Tensor operations on latents, and latents alive at once (x_hat0 or the model output in hand
+included), are counted by a dispatch mode. The floor is one pass over what an order-3 step must touch: six reads, one write.
+
+Prints a table; writes it into docs/benchmarks.md, benchmarks/results/overhead.json and docs/overhead.png.
+"""
+
+import gc
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import report
+import torch
+from report import ROOT
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dosde
+
+SHAPES = ((1, 4, 64, 64), (8, 4, 64, 64), (1, 4, 256, 256), (1, 3, 1024, 1024))
+STEPS, ORDER = 20, 3
+OURS = f"dosde dos {ORDER}"
+STOCHASTIC = ("diffusers sde-dpmsolver++ 2", "diffusers SASolver", "k-diffusion 2M SDE")
+
+Loop = Callable[[], Tensor]
+
+
+class Latents(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that touch a latent, and the most latents alive at once."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numel, self.operations, self.most = numel, 0, 0
+        self.alive: dict[int, weakref.ref[Tensor]] = {}
+
+    def see(self, value: object) -> bool:
+        if isinstance(value, Tensor) and value.numel() == self.numel:
+            self.alive.setdefault(id(value), weakref.ref(value))
+            return True
+        return isinstance(value, list | tuple) and any(list(map(self.see, value)))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        seen = self.see(list(args) + list((kwargs or {}).values()))
+        result = func(*args, **(kwargs or {}))
+        if (self.see(result) or seen) and func not in _FREE:
+            self.operations += 1
+        held = {t.untyped_storage().data_ptr() for r in self.alive.values() if (t := r()) is not None}
+        self.alive = {k: r for k, r in self.alive.items() if r() is not None}
+        self.most = max(self.most, len(held))
+        return result
+
+
+_FREE = {torch.ops.aten.detach.default, torch.ops.aten.view.default, torch.ops.aten.alias.default}
+
+
+def ours(shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
+    x_hat0, output, z = (torch.randn(shape) for _ in range(3))
+    process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine())
+    noise = (lambda u, u_next, like: z) if prefilled else None
+    model = (lambda x, h, t: torch.ones(shape)) if fresh else (lambda x, h, t: output)
+    return lambda: dosde.solve(model, x_hat0, STEPS, ORDER, process=process, noise=noise)
+
+
+def diffusers(scheduler: Any, shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
+    import sys
+
+    x, output, z = (torch.randn(shape) for _ in range(3))
+    scheduler.set_timesteps(STEPS)
+    module: Any = sys.modules[type(scheduler).__module__]
+    draw = module.randn_tensor
+
+    def loop() -> Tensor:
+        scheduler._step_index = None  # a new run; set_timesteps is not timed
+        scheduler.is_scale_input_called = True
+        if hasattr(scheduler, "model_outputs"):
+            scheduler.model_outputs = [None] * len(scheduler.model_outputs)
+            scheduler.lower_order_nums = 0
+        if prefilled:
+            module.randn_tensor = lambda *args, **kwargs: z
+        latent = x
+        try:
+            for t in scheduler.timesteps:
+                latent = scheduler.step(torch.ones(shape) if fresh else output, t, latent, return_dict=False)[0]
+        finally:
+            module.randn_tensor = draw
+        return latent
+
+    return loop
+
+
+def k_diffusion(shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
+    from k_diffusion import sampling
+
+    x, output, z = (torch.randn(shape) for _ in range(3))
+    sigmas = sampling.get_sigmas_karras(STEPS, 0.03, 14.6)
+    noise = (lambda s, s_next: z) if prefilled else (lambda s, s_next: torch.randn(shape))
+    model = (lambda x, s, **kw: torch.ones(shape)) if fresh else (lambda x, s, **kw: output)
+    return lambda: sampling.sample_dpmpp_2m_sde(model, x, sigmas, disable=True, noise_sampler=noise)
+
+
+def contenders() -> dict[str, Callable[[tuple[int, ...], bool, bool], Loop]]:
+    made: dict[str, Callable[[tuple[int, ...], bool, bool], Loop]] = {OURS: ours}
+    try:
+        from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, SASolverScheduler
+
+        how = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        for name, kind, options in (
+            (
+                "diffusers sde-dpmsolver++ 2",
+                DPMSolverMultistepScheduler,
+                {"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
+            ),
+            ("diffusers SASolver", SASolverScheduler, {}),
+            ("diffusers Euler", EulerDiscreteScheduler, {}),
+        ):
+            made[name] = lambda *a, kind=kind, options=options: diffusers(kind(**how, **options), *a)
+    except ImportError:
+        pass
+    try:
+        import k_diffusion
+
+        made["k-diffusion 2M SDE"] = k_diffusion
+    except ImportError:
+        pass
+    return made
+
+
+def timed(loop: Loop) -> float:
+    """Microseconds a step."""
+    start = time.perf_counter()
+    loop()
+    return (time.perf_counter() - start) / STEPS * 1e6
+
+
+def floor(shape: tuple[int, ...]) -> Loop:
+    tensors = [torch.randn(shape) for _ in range(6)]
+
+    def loop() -> Tensor:
+        for _ in range(STEPS):
+            for tensor in tensors:
+                tensor.sum()
+            tensors[0].fill_(1.0)
+        return tensors[0]
+
+    return loop
+
+
+@torch.no_grad()
+def measure(rounds: int = 15) -> list[dict[str, Any]]:
+    made, rows = contenders(), []
+    for shape in SHAPES:
+        for prefilled in (True, False):
+            loops = {name: make(shape, prefilled, False) for name, make in made.items()}
+            loops["floor"] = floor(shape)
+            times: dict[str, list[float]] = {name: [] for name in loops}
+            for i in range(rounds + 2):
+                for name, loop in loops.items():
+                    took = timed(loop)
+                    if i >= 2:
+                        times[name].append(took)
+            for name in loops:
+                row: dict[str, Any] = {"shape": shape, "noise": "prefilled" if prefilled else "drawn", "name": name}
+                row["us"] = statistics.median(times[name])
+                row["ratio"] = statistics.median(a / b for a, b in zip(times[name], times[OURS], strict=True))
+                rows.append(row)
+            del loops
+            gc.collect()
+    return rows
+
+
+@torch.no_grad()
+def count(shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Operations a step (the model's own one left out) and latents alive, for each contender."""
+    result = {}
+    for name, make in contenders().items():
+        loop = make(shape, True, True)
+        with Latents(torch.Size(shape).numel()) as latents:
+            loop()
+        result[name] = {"operations": latents.operations / STEPS - 1, "alive": latents.most}
+    return result
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(r["name"] for r in rows))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
+    for axis, noise in zip(axes, ("prefilled", "drawn"), strict=True):
+        for i, name in enumerate(names):
+            us = [next(r["us"] for r in rows if (r["shape"], r["noise"], r["name"]) == (s, noise, name)) for s in SHAPES]
+            x = [j + (i - len(names) / 2) * 0.13 for j in range(len(SHAPES))]
+            axis.bar(x, us, 0.12, label=name, color="0.7" if name == "floor" else f"C{i}")
+        axis.set(yscale="log", title=f"noise {noise}", xticks=range(len(SHAPES)))
+        axis.set_xticklabels([str(s) for s in SHAPES], fontsize=8)
+    axes[0].set_ylabel("microseconds a step")
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=90)
+
+
+def table(rows: list[dict[str, Any]], counts: dict[str, dict[str, float]]) -> str:
+    """Markdown, as it stands in docs/benchmarks.md."""
+    names = list(dict.fromkeys(r["name"] for r in rows))
+    cells = {(tuple(r["shape"]), r["noise"], r["name"]): f"{r['us']:.0f} ({r['ratio']:.2f})" for r in rows}
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for shape in SHAPES:
+        lines += [
+            f"| {shape}, noise {noise} | " + " | ".join(cells[shape, noise, n] for n in names) + " |"
+            for noise in ("prefilled", "drawn")
+        ]
+    for label, key in (("operations on latents a step", "operations"), ("latents alive", "alive")):
+        counted = [f"{counts[n][key]:.3g}" if n in counts else "" for n in names]
+        lines += [f"| {label} | " + " | ".join(counted) + " |"]
+    return "\n".join(lines)
+
+
+def goals(rows: list[dict[str, Any]], counts: dict[str, dict[str, float]]) -> str:
+    """The three goals in one line each."""
+    prefilled = [r for r in rows if r["noise"] == "prefilled"]
+    worst = min(r["ratio"] for r in prefilled if r["name"] in STOCHASTIC)
+    bound = next(r["ratio"] for r in prefilled if r["name"] == "floor" and tuple(r["shape"]) == SHAPES[-1])
+    return (
+        f"With noise prefilled, the fastest stochastic sampler takes {worst:.2f} times as long at the least favourable size "
+        f"(goal: 2). At {SHAPES[-1]} a step takes {1 / bound:.2f} times the memory floor (goal: at most 2). "
+        f"Latents alive: {counts[OURS]['alive']} (goal: at most order + 3 = {ORDER + 3})."
+    )
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {STEPS} steps; in brackets: over {OURS}\n")
+    rows, counts = measure(), count(SHAPES[0])
+    text = table(rows, counts) + "\n\n" + goals(rows, counts)
+    print(text)
+    numbers = {"command": "python benchmarks/overhead.py", "torch": torch.__version__, "times": rows, "counts": counts}
+    report.save("overhead", numbers)
+    report.insert(ROOT / "docs" / "benchmarks.md", "overhead", text)
+    plot(rows, ROOT / "docs" / "overhead.png")
+
+
+if __name__ == "__main__":
+    main()

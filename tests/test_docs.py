@@ -1,0 +1,51 @@
+"""The documents: their examples run, their links lead somewhere, their tables are what the benchmarks wrote."""
+
+import re
+from pathlib import Path
+
+import convergence
+import overhead
+import pytest
+import report
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_examples_run(path, capsys):
+    """All Python blocks of a document, one after the other, as one script."""
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    script = "\n".join(blocks)
+    if path.name in ("README.md", "own_model.md", "methods.md"):
+        assert blocks
+    exec(compile(script, str(path), "exec"), {"__name__": "example"})
+    for comment in re.findall(r"^    print\(error\) +# (.*)$", script, flags=re.MULTILINE):
+        assert comment in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_files_that_are_named_exist(path):
+    for name in re.findall(r"\b((?:dosde|backbones|benchmarks|tests)/[\w/]+\.(?:py|json))\b", path.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_tables_are_what_the_benchmarks_wrote():
+    orders, costs = report.load("convergence"), report.load("overhead")
+    for document in ("README.md", "docs/methods.md"):
+        assert report.between((ROOT / document).read_text(), "convergence")[1].strip() == convergence.table(orders["rows"])
+    inside = report.between((ROOT / "docs" / "benchmarks.md").read_text(), "overhead")[1]
+    rows, counts = costs["times"], costs["counts"]
+    assert inside.strip() == overhead.table(rows, counts) + "\n\n" + overhead.goals(rows, counts)
+
+
+def test_the_readme_names_make_targets_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", (ROOT / "README.md").read_text()):
+        assert f"\n{target}:" in makefile
