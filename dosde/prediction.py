@@ -94,16 +94,16 @@ class Denoiser:
         self.net, self.process, self.predicts = net, process, predicts
         self.coefficients = functools.lru_cache(maxsize=4096)(self._coefficients)
 
-    def _coefficients(self, t: float) -> tuple[float | Tensor, ...]:
-        """Those of `to_x0` at t: floats, or tensors where eta is a field."""
+    def _coefficients(self, t: float, device: torch.device, dtype: torch.dtype) -> tuple[float | Tensor, ...]:
+        """Those of `to_x0` at t: floats, or tensors on the device where eta is a field."""
         parts = to_x0(self.predicts, self.process(t))
-        return tuple(c if c.ndim else c.item() for c in parts)
+        return tuple(c.to(device, dtype) if c.ndim else c.item() for c in parts)
 
     def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
         value = self.net(x.to(x_hat0.dtype), x_hat0, t)
         if self.predicts == "x0":
             return value
-        on_value, on_x, on_source = (c.to(x) if isinstance(c, Tensor) else c for c in self.coefficients(float(t)))
+        on_value, on_x, on_source = self.coefficients(float(t), x.device, x.dtype)
         x_theta = x * on_x + value * on_value
         if self.predicts == "eps":
             x_theta += x_hat0 * on_source

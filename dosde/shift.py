@@ -22,6 +22,9 @@ class Shift:
     eta: Callable[[Tensor], Tensor]
     t1: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_t1(self.t1)
+
     def __call__(self, t: Tensor) -> Tensor:
         return self.eta(t)
 

@@ -40,8 +40,9 @@ def solve(
 ) -> Tensor:
     """A sample of x0 given x_hat0, in `steps` model calls: the reverse domain-shift SDE (Eq. 7), or its ODE, solved.
 
-    model     (x, x_hat0, t) -> x_theta, the estimate of x0 in the shape of x; t is a 0-dim float64 tensor on the host. x is the
-              state of the loop and must not be written to. A `Denoiser` makes one of a network and carries its process.
+    model     (x, x_hat0, t) -> x_theta, the estimate of x0 in the shape of x; t is a 0-dim float64 tensor on the host. It must
+              not write to x, which is the state of the loop, nor return one buffer anew: outputs are kept for later steps.
+              A `Denoiser` makes one of a network and carries its process.
     x_hat0    the source (the low-resolution image brought to the shape of x0), floating, shape (batch, ...).
     order     1 to steps (`method.dos`: to 3).
     process   needed if the model has none.
@@ -70,13 +71,13 @@ def solve(
     process = _process_of(model, process)
     marginals = _marginals(process, _count("steps", steps), grid)
     plan = _plan(marginals, order, method)
-    if isinstance(model, Denoiser):
-        for m in marginals[:-1]:
-            model.coefficients(float(m.t.reshape(-1)[0]))  # ValueError where the prediction type is undefined
     _check_source(x_hat0, process)
     draw = as_noise(noise)
 
     source = x_hat0.to(torch.float64 if x_hat0.dtype == torch.float64 else torch.float32)
+    if isinstance(model, Denoiser):
+        for step in plan:  # ValueError where the prediction type is undefined
+            model.coefficients(step.t, source.device, source.dtype)
     if process.field_shape:
         plan = [_placed(step, source) for step in plan]
     # A Denoiser converts in the dtype of the state and casts for its network; a bare model gets its own dtype.
