@@ -1,6 +1,6 @@
 """What a step costs outside the model, against the samplers of diffusers (and of k-diffusion, where it is installed).
 
-    python benchmarks/overhead.py           (about two minutes)
+    python benchmarks/overhead.py           (about two minutes; pip install --no-deps k-diffusion torchdiffeq for the latter)
 
 Loops of 20 steps with a model that costs nothing, interleaved round by round; microseconds a step, medians over rounds, and
 ratios within a round, since the machine is noisy. Ours is `solve` as a whole, its planning and checks included; of the others
@@ -11,8 +11,12 @@ Prints a table; writes it into docs/benchmarks.md, benchmarks/results/overhead.j
 """
 
 import gc
+import importlib
+import importlib.util
 import statistics
+import sys
 import time
+import types
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -71,8 +75,6 @@ def ours(shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
 
 
 def diffusers(scheduler: Any, shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
-    import sys
-
     x, output, z = (torch.randn(shape) for _ in range(3))
     scheduler.set_timesteps(STEPS)
     module: Any = sys.modules[type(scheduler).__module__]
@@ -98,13 +100,26 @@ def diffusers(scheduler: Any, shape: tuple[int, ...], prefilled: bool, fresh: bo
 
 
 def k_diffusion(shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
-    from k_diffusion import sampling
-
+    sampling = _k_diffusion_sampling()
     x, output, z = (torch.randn(shape) for _ in range(3))
     sigmas = sampling.get_sigmas_karras(STEPS, 0.03, 14.6)
     noise = (lambda s, s_next: z) if prefilled else (lambda s, s_next: torch.randn(shape))
     model = (lambda x, s, **kw: torch.ones(shape)) if fresh else (lambda x, s, **kw: output)
     return lambda: sampling.sample_dpmpp_2m_sde(model, x, sigmas, disable=True, noise_sampler=noise)
+
+
+def _k_diffusion_sampling() -> Any:
+    """k_diffusion.sampling without the rest of its package, which needs torchvision. Errors: ImportError."""
+    spec = importlib.util.find_spec("k_diffusion")
+    if spec is None:
+        raise ImportError("k_diffusion is not installed")
+    package: Any = types.ModuleType("k_diffusion")
+    package.__path__ = spec.submodule_search_locations
+    sys.modules["k_diffusion"] = package
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
+    return importlib.import_module("k_diffusion.sampling")
 
 
 def contenders() -> dict[str, Callable[[tuple[int, ...], bool, bool], Loop]]:
@@ -126,8 +141,7 @@ def contenders() -> dict[str, Callable[[tuple[int, ...], bool, bool], Loop]]:
     except ImportError:
         pass
     try:
-        import k_diffusion
-
+        _k_diffusion_sampling()
         made["k-diffusion 2M SDE"] = k_diffusion
     except ImportError:
         pass
