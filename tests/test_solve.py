@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import FIELD_PROCESSES, METHODS, MOST, PROCESSES
+from overhead import Latents
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dosde
 from dosde import expansion, method, schedule, shift
@@ -203,3 +205,37 @@ def test_import_needs_torch_and_numpy_alone():
 def test_a_plan_that_amplifies_says_so():
     with pytest.warns(UserWarning, match=r"order: 3; step 199 multiplies errors of the model by up to 1\d\d\d"):
         dosde.plan(PROCESS, 200, 3, grid=dosde.grid.log_lam())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("how", [method.dos, method.ode])
+def test_few_latents_are_alive_and_few_operations_touch_them(order, how):
+    """At most order + 3 alive: x, x_hat0, the outputs, the noise. A step: the model, a scaling, order + 2 adds, a sum, a draw."""
+    x_hat0, steps = torch.randn(1, 4, 8, 8), 30
+    with Latents(x_hat0.numel()) as latents:
+        dosde.solve(lambda x, h, t: torch.ones(1, 4, 8, 8), x_hat0, steps, order, process=PROCESS, method=how)
+    assert latents.most <= order + 3
+    assert latents.operations <= (order + 6) * steps + 5  # and the start
+
+
+def test_nothing_in_the_loop_waits_for_the_device():
+    """No value of a tensor is read between the first model call and the last."""
+    reads = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                reads.append("read")
+            return func(*args, **(kwargs or {}))
+
+    def silent(x, x_hat0, t):
+        reads.append("call")
+        return 0.5 * x
+
+    process = Process(schedule.scaled_linear(), shift.cosine(torch.tensor([0.4, 0.5]).reshape(2, 1, 1)))
+    for own in (PROCESS, process):
+        reads.clear()
+        with Reads():
+            dosde.solve(silent, torch.randn(1, 2, 8, 8), 5, 3, process=own)
+        first, last = reads.index("call"), len(reads) - 1 - reads[::-1].index("call")
+        assert reads[first : last + 1] == ["call"] * 5
