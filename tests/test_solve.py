@@ -210,7 +210,7 @@ def test_a_plan_that_amplifies_says_so():
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("how", [method.dos, method.ode])
 def test_few_latents_are_alive_and_few_operations_touch_them(order, how):
-    """At most order + 3 alive: x, x_hat0, the outputs, the noise. A step: the model, a scaling, order + 2 adds, a sum, a draw."""
+    """At most order + 3 alive: x, x_hat0, outputs, noise. A step: the model, a scaling, order + 2 adds, a sum, a draw."""
     x_hat0, steps = torch.randn(1, 4, 8, 8), 30
     with Latents(x_hat0.numel()) as latents:
         dosde.solve(lambda x, h, t: torch.ones(1, 4, 8, 8), x_hat0, steps, order, process=PROCESS, method=how)
