@@ -23,10 +23,16 @@ from dosde.solve import Model
 
 @dataclass(frozen=True)
 class Basis:
-    """An orthogonal map of the trailing dimensions of x to modes, and its inverse."""
+    """An orthogonal map of the last `dims` dimensions of x to modes, and its inverse."""
 
     modes: Callable[[Tensor], Tensor]
     pixels: Callable[[Tensor], Tensor]
+    dims: int
+
+    def check(self, process: dosde.Process) -> None:
+        """ValueError where eta is a field over the dimensions of the map: modes would mix its elements."""
+        if self.dims and any(n != 1 for n in process.field_shape[-self.dims :]):
+            raise ValueError(f"process: eta is a field of shape {process.field_shape}, which varies over the modes' dimensions")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Gaussian:
 
     def model(self, process: dosde.Process) -> Model:
         """(x, x_hat0, t) -> E[x0 | x_t = x], exact."""
+
+        self.basis.check(process)
 
         def x_theta(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
             m = process(t)
@@ -65,6 +73,7 @@ class Gaussian:
 
         x_hat0: one sample, float64, without a batch dimension. `how`: steps, order, method, grid.
         """
+        self.basis.check(process)
         source = self.basis.modes(x_hat0).to(torch.float64)
         steps = how.get("steps", 5)
         draws = iter(range(1, steps + 2))
@@ -90,7 +99,7 @@ class Gaussian:
 
 def diagonal(mean: Tensor, variance: Tensor) -> Gaussian:
     """Independent elements: mean and variance broadcast against x."""
-    return Gaussian(mean, _checked(variance), Basis(lambda x: x, lambda x: x))
+    return Gaussian(mean, _checked(variance), Basis(lambda x: x, lambda x: x, 0))
 
 
 def full(mean: Tensor, covariance: Tensor) -> Gaussian:
@@ -99,9 +108,9 @@ def full(mean: Tensor, covariance: Tensor) -> Gaussian:
         raise ValueError(f"covariance: shape {tuple(covariance.shape)}; a symmetric (d, d) matrix is needed")
     variance, vectors = torch.linalg.eigh(covariance)
     least = float(variance.min())
-    if least < -1e-12 * float(variance.abs().max()):
+    if least < -100 * torch.finfo(variance.dtype).eps * float(variance.abs().max()):
         raise ValueError(f"covariance: eigenvalue {least:g}; none may be negative")
-    basis = Basis(lambda x: x @ vectors.to(x), lambda x: x @ vectors.mT.to(x))
+    basis = Basis(lambda x: x @ vectors.to(x), lambda x: x @ vectors.mT.to(x), 1)
     return Gaussian(mean @ vectors, variance.clamp(min=0), basis)
 
 
@@ -120,12 +129,12 @@ def fourier(mean: Tensor, spectrum: Tensor) -> Gaussian:
         real: Tensor = modes.real + modes.imag
         return real
 
-    return Gaussian(hartley(mean), _checked(spectrum), Basis(hartley, hartley))
+    return Gaussian(hartley(mean), _checked(spectrum), Basis(hartley, hartley, 2))
 
 
 def cosine(mean: Tensor, spectrum: Tensor) -> Gaussian:
     """A stationary picture with mirrored borders: mean (..., H, W) in pixels, spectrum (..., H, W) the variance by DCT mode."""
-    return Gaussian(dct2(mean), _checked(spectrum), Basis(dct2, idct2))
+    return Gaussian(dct2(mean), _checked(spectrum), Basis(dct2, idct2, 2))
 
 
 def dct2(x: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Pillow reads what people have; OpenCV takes over for 16-bit colour, which Pillow
 `images`.
 """
 
+import io
 import os
-import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_WIDE = (".png", ".tif", ".tiff")
+_ALPHA = (".png", ".tif", ".tiff", ".webp", ".gif")
 
 # What each EXIF orientation asks of an array (rows, columns, ...) to stand upright.
 _UPRIGHT: dict[int, Callable[[Array], Array]] = {
@@ -53,19 +55,16 @@ def read(path: Path) -> Picture:
     with PIL.Image.open(path) as image:
         # Before getexif(), which may load the pixels and forget the tiles.
         wide = any(";16" in str(tile[3]) for tile in image.tile) and image.mode in ("RGB", "RGBA", "LA")
-        orientation = int(image.getexif().get(0x0112, 1))
+        orientation = image.getexif().get(0x0112, 1)
         profile = image.info.get("icc_profile")
         if wide:
             array, most = _read_wide(path), 65535
-        elif image.mode.startswith("I;16"):
-            array, most = np.asarray(image, dtype=np.uint16), 65535
+        elif image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            array, most = np.asarray(image).astype(np.uint16), 65535
         elif image.mode in ("I", "F"):
-            array = np.asarray(image)
-            most = 255 if array.max(initial=0) <= 255 else 65535
-            array = array.clip(0, most)
-            profile = None
+            raise ValueError(f"mode {image.mode}, 32 bits a pixel, of unknown range; convert it to 8 or 16 bits")
         else:
-            array, most = np.asarray(image.convert(_plain_mode(image))), 255
+            array, most = np.asarray(_plain(image)), 255
             if image.mode == "CMYK":
                 profile = None  # of the inks, not of the colours that they became
     array = _UPRIGHT.get(orientation, _UPRIGHT[1])(array)
@@ -77,37 +76,46 @@ def read(path: Path) -> Picture:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """As PNG, or in the format of the suffix: to a temporary file beside it, then moved into place."""
-    planes = picture.colour if picture.alpha is None else torch.cat([picture.colour, picture.alpha], 1)
-    most = 2**picture.bits - 1
-    array = (planes[0].permute(1, 2, 0).clamp(0, 1) * most).round().numpy()
-    array = array.astype(np.uint8 if picture.bits == 8 else np.uint16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        if picture.bits == 16 and array.shape[2] > 1:
-            _write_wide(name, array, picture.profile)
-        else:
-            import PIL.Image
+    """In the format of the suffix: to a hidden file beside it, then moved into place. 16 bits need PNG or TIFF, else 8 stay.
 
-            image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-            image.save(name, icc_profile=picture.profile)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+    Errors: ValueError where the format has no alpha and the picture has, OSError.
+    """
+    check(path, picture)
+    planes = picture.colour if picture.alpha is None else torch.cat([picture.colour, picture.alpha], 1)
+    wide = picture.bits == 16 and path.suffix.lower() in _WIDE
+    array = (planes[0].permute(1, 2, 0).clamp(0, 1) * (65535 if wide else 255)).round().numpy()
+    array = array.astype(np.uint16 if wide else np.uint8)
+    if wide and array.shape[2] > 1:
+        data = _encoded_wide(path.suffix, array, picture.profile)
+    else:
+        import PIL.Image
+
+        buffer = io.BytesIO()
+        image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        image.save(buffer, PIL.Image.registered_extensions()[path.suffix.lower()], icc_profile=picture.profile)
+        data = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
     except BaseException:
-        os.unlink(name)
+        part.unlink(missing_ok=True)
         raise
 
 
-def _plain_mode(image: "Image") -> str:
-    """The mode of 8-bit grey or colour, with alpha where there is any, that holds all of a picture."""
-    mode, info = image.mode, image.info
-    if mode in ("L", "LA", "RGB", "RGBA"):
-        return mode
-    if mode == "1":
-        return "L"
-    return "RGBA" if "transparency" in info or mode in ("PA", "RGBa", "La") else "RGB"
+def check(path: Path, picture: Picture) -> None:
+    """ValueError where `write` could not write, before there is anything to write."""
+    if picture.alpha is not None and path.suffix.lower() not in _ALPHA:
+        raise ValueError(f"it has an alpha channel, which {path.suffix} cannot hold; write it as .png")
+
+
+def _plain(image: "Image") -> "Image":
+    """As 8-bit grey or colour, with alpha where there is any."""
+    clear = "transparency" in image.info or image.mode in ("PA", "RGBa", "La", "LA", "RGBA")
+    if image.mode in ("L", "1", "LA", "La"):
+        return image.convert("RGBA").convert("LA") if clear else image.convert("L")
+    return image.convert("RGBA" if clear else "RGB")
 
 
 def _read_wide(path: Path) -> Array:
@@ -120,22 +128,16 @@ def _read_wide(path: Path) -> Array:
     return array[..., order]  # type: ignore[no-any-return]
 
 
-def _write_wide(name: str, array: Array, profile: bytes | None) -> None:
+def _encoded_wide(suffix: str, array: Array, profile: bytes | None) -> bytes:
     import cv2
 
     order = {2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
-    done, data = cv2.imencode(Path(name).suffix, array[..., order])
+    done, data = cv2.imencode(suffix.lower(), array[..., order])
     if not done:
-        raise ValueError(f"16-bit colour cannot be written as {Path(name).suffix}; use .png or .tif")
+        raise ValueError(f"16-bit colour cannot be written as {suffix}")
     encoded: bytes = data.tobytes()
-    if profile and name.lower().endswith(".png"):  # OpenCV writes none: its chunk goes behind the header's 33 bytes
+    if profile and suffix.lower() == ".png":  # OpenCV writes none: its chunk goes behind the header's 33 bytes
         chunk = b"iCCPprofile\0\0" + zlib.compress(profile)
         length, check = len(chunk) - 4, zlib.crc32(chunk)
         encoded = encoded[:33] + length.to_bytes(4, "big") + chunk + check.to_bytes(4, "big") + encoded[33:]
-    Path(name).write_bytes(encoded)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return encoded

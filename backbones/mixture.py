@@ -38,7 +38,10 @@ class Mixture:
 
     def model(self, process: dosde.Process) -> Model:
         """(x, x_hat0, t) -> E[x0 | x_t = x] for x of shape (batch, d), exact."""
+        if process.field_shape and process.field_shape[-1] != 1:
+            raise ValueError(f"process: eta is a field of shape {process.field_shape}, which varies over the data's dimension")
         values, vectors = torch.linalg.eigh(self.covariances)
+        values = values.clamp(min=0)
 
         def x_theta(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
             m = process(t)

@@ -49,6 +49,8 @@ class StationaryGaussian:
         size = H, W = max(1, round(h * scale)), max(1, round(w * scale))
         z = gaussian.dct2(_to_opponent(2 * picture - 1)) * math.sqrt(H * W / (h * w))
         blur = _blur(torch.arange(h) / h)[:, None] * _blur(torch.arange(w) / w)
+        if scale == 1:
+            blur = torch.ones_like(blur)
         rounding = _ROUNDING * H * W / (h * w)
         A, beta = _fit(z, blur, rounding)
 
@@ -70,7 +72,7 @@ class StationaryGaussian:
         variance[..., :h, :w] *= noise / seen
         # The mean of the picture itself is no sample of the power law.
         mean[..., 0, 0], variance[..., 0, 0] = z[..., 0, 0], rounding
-        posterior = gaussian.Gaussian(mean, variance, gaussian.Basis(gaussian.dct2, gaussian.idct2))
+        posterior = gaussian.Gaussian(mean, variance, gaussian.Basis(gaussian.dct2, gaussian.idct2, 2))
         return gaussian.idct2(source), posterior
 
     def denoiser(self, conditioning: gaussian.Gaussian) -> Model:

@@ -1,11 +1,15 @@
 """The command line: `dosde upscale INPUT... -o OUT`.
 
-Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done), 2 a wrong argument (nothing is done).
+Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done), 2 a wrong argument (nothing is done),
+130 stopped by the keyboard.
 """
 
 import argparse
+import io
+import os
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,13 +28,23 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
     "ode": (method.ode, None),
     "posterior": (method.posterior, 1),
 }
-_NEEDS_IMAGES = "dosde upscale needs the extra 'images': pip install 'dosde[images]'"
+_NEEDS_IMAGES = "dosde upscale needs the extra 'images' (in the repository: pip install '.[images]')"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point."""
     arguments = _parser().parse_args(argv)
-    return int(arguments.run(arguments))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "there is one INPUT). Grey, alpha, 16 bits, colour profile and EXIF orientation are kept. An output that exists stays "
         "unless --overwrite is given, so that a stopped run can be resumed.",
     )
-    upscale.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a picture, or a folder of pictures")
-    upscale.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="a folder, or a file for one INPUT")
+    upscale.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help="a picture, or a folder of pictures")
+    upscale.add_argument("-o", "--out", type=_path, required=True, metavar="OUT", help="a folder, or a file for one INPUT")
     upscale.add_argument("--scale", type=float, default=4.0, help="how many times as large, at least 1 (default: 4)")
     upscale.add_argument("--steps", type=int, default=5, help="model calls a picture (default: 5)")
     upscale.add_argument("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
@@ -56,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
     upscale.set_defaults(run=lambda arguments: _upscale(arguments, upscale.error))
     return parser
+
+
+def _path(name: str) -> Path:
+    if not name:
+        raise argparse.ArgumentTypeError("an empty name; a file or a folder is needed")
+    return Path(name)
 
 
 def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
@@ -82,22 +102,29 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
         backbone = backbones.load(arguments.backbone)
     except ValueError as error:
         fail(f"--{error}")
-    jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, images.SUFFIXES, fail)
+    try:
+        jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, images.SUFFIXES, fail)
+    except OSError as error:
+        fail(f"INPUT, --out: {error}")
+    warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
 
     kept, failed, start = 0, [], time.perf_counter()
     bar = tqdm(jobs, unit="picture", disable=len(jobs) < 2)
     for source, target in bar:
-        if target.exists() and not arguments.overwrite:
-            kept += 1
-            tqdm.write(f"kept    {target} (exists; --overwrite makes it anew)")
-            continue
         try:
-            size = _one(backbone, source, target, arguments.scale, steps, order, how, arguments.seed)
-            tqdm.write(f"wrote   {target} ({size})")
-        except (OSError, ValueError, SyntaxError, RuntimeError, MemoryError) as error:
+            if target.is_file() and not arguments.overwrite:
+                kept, said = kept + 1, f"kept    {target} (exists; --overwrite makes it anew)"
+            else:
+                size = _one(backbone, source, target, arguments, order, how, progress=len(jobs) == 1)
+                said = f"wrote   {target} ({size})"
+        except Exception as error:  # whatever is wrong with a file costs that file alone
             failed.append(source)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, MemoryError) or "allocate memory" in reason:
+                reason = "not enough memory for a picture of this size at this scale"
             tqdm.write(f"failed  {source}: {reason}", file=sys.stderr)
+        else:
+            tqdm.write(said)
     done = len(jobs) - kept - len(failed)
     print(f"{done} written, {kept} kept, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
     return 1 if failed else 0
@@ -110,7 +137,9 @@ def _jobs(
     sources: list[Path] = []
     for given in inputs:
         if given.is_dir():
-            found = sorted(p for p in given.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+            if out.is_dir() and given.samefile(out):
+                fail(f"--out: {out}; another folder than INPUT is needed, or results would be taken for pictures next time")
+            found = sorted(p for p in given.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and not p.is_dir())
             if not found:
                 fail(f"INPUT: {given}; a folder with pictures ({' '.join(suffixes)}) is needed")
             sources += found
@@ -118,15 +147,17 @@ def _jobs(
             sources.append(given)
         else:
             fail(f"INPUT: {given}; no such file or folder")
-    sources = list(dict.fromkeys(sources))
+    sources = list({p.resolve(): p for p in reversed(sources)}.values())[::-1]  # each once, however it is named
     if out.suffix.lower() in suffixes and not out.is_dir():
         if len(sources) > 1 or inputs[0].is_dir():
             fail(f"--out: {out}; a folder is needed for a folder or several pictures")
         targets = [out]
     else:
+        if len(sources) == 1 and not out.is_dir() and 2 < len(out.suffix) < 6 and out.suffix[1].isalpha():
+            fail(f"--out: {out}; a folder, or a file that ends in {' '.join(suffixes)}, is needed")
         if out.exists() and not out.is_dir():
             fail(f"--out: {out}; it exists and is not a folder")
-        ending = f"_x{scale:g}.png"
+        ending = f"_x{scale:.12g}.png"
         same = Counter(p.stem for p in sources)
         # Names that differ in their suffix only (a.jpg, a.png) keep it, or one would overwrite the other.
         names = [p.stem + (p.suffix.replace(".", "_") if same[p.stem] > 1 else "") + ending for p in sources]
@@ -135,8 +166,12 @@ def _jobs(
             if count > 1:
                 fail(f"INPUT: {count} pictures would be written as {out / name}; give them one by one")
     for source, target in zip(sources, targets, strict=True):
-        if target.exists() and source.samefile(target):
+        if target.exists() and source.exists() and source.samefile(target):
             fail(f"--out: {target}; it is the input itself")
+    folder = targets[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fail(f"--out: {folder}; a folder that can be written to is needed")
     return list(zip(sources, targets, strict=True))
 
 
@@ -144,18 +179,20 @@ def _one(
     backbone: "Backbone",
     source: Path,
     target: Path,
-    scale: float,
-    steps: int,
+    arguments: argparse.Namespace,
     order: int,
     how: method.Method,
-    seed: int,
+    progress: bool,
 ) -> str:
     """Upscales one file; returns its sizes in words."""
     from backbones import images, upscale
 
     picture = images.read(source)
-    generator = torch.Generator().manual_seed(seed)
-    colour = upscale(backbone, picture.colour, scale, steps, order, noise=generator, method=how)
+    images.check(target, picture)
+    noise = torch.Generator().manual_seed(arguments.seed)
+    colour = upscale(
+        backbone, picture.colour, arguments.scale, arguments.steps, order, noise=noise, method=how, progress=progress
+    )
     alpha = picture.alpha
     if alpha is not None:
         alpha = torch.nn.functional.interpolate(alpha, colour.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)

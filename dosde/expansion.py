@@ -56,7 +56,7 @@ def weights(lams: Tensor, order: int, power: int, variable: Variable = lam, tayl
 
     lam, v = lams.numpy(), variable(lams).numpy()
     finite = np.isfinite(v)
-    exists = finite[:-1] & (lam[:-1] != lam[1:])  # a node, and not the same as the next newer one
+    exists = finite[:-1] & (v[:-1] != v[1:])  # a node, and not the same as the next newer one
     nodes, live = [v[:-1]], [finite[:-1] & finite[1:]]
     for k in range(1, min(order, steps)):
         older, known = np.zeros_like(rho), np.zeros_like(exists)

@@ -19,7 +19,7 @@ Grid = Callable[[Process, int], Tensor]
 
 def uniform(process: Process, steps: int) -> Tensor:
     """Uniform in t from t1 to 0: the default."""
-    return torch.linspace(process.t1, 0, steps + 1, dtype=torch.float64)
+    return torch.linspace(process.t1, 0, steps + 1, dtype=torch.float64, device="cpu")
 
 
 def log_lam(lam_max: float = 80.0, lam_min: float = 0.03) -> Grid:
@@ -35,9 +35,9 @@ def karras(lam_max: float = 80.0, lam_min: float = 0.03, rho: float = 7.0) -> Gr
         raise ValueError(f"rho: {rho}; a positive power is needed")
 
     def grid(process: Process, steps: int) -> Tensor:
-        end = torch.zeros(1, dtype=torch.float64)
+        end = torch.zeros(1, dtype=torch.float64, device="cpu")
         most = min(lam_max, float(process(process.t1).lam.max()))
-        x = torch.linspace(0, 1, steps, dtype=torch.float64)
+        x = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
         if math.isinf(rho):
             lams = torch.exp((1 - x) * math.log(most) + x * math.log(lam_min))
         else:

@@ -92,6 +92,9 @@ def posterior(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
         raise ValueError(f"order: {order}; posterior has order 1 only")
     m = _stacked(marginals)
     c = m.alpha[:-1] * m.sigma[1:] / (m.alpha[1:] * m.sigma[:-1])
+    if not (c <= 1 + 1e-9).all():
+        raise ValueError("method: posterior needs sigma/alpha to rise with t, as the chain of Eq. 3 does; take dos or ode")
+    c = c.clamp(max=1)
     return _steps(m, c, (1 - c * expansion.ratio(m.lam))[None])
 
 
@@ -104,6 +107,8 @@ def _steps(m: Marginal, ratio: Tensor, shares: Tensor) -> list[Step]:
     """The plan of the given ratio c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field)."""
     a, b, sigma, u = m.a.numpy(), m.b.numpy(), m.sigma.numpy(), m.u.numpy()
     c, w = ratio.numpy(), shares.numpy()
+    if not np.isfinite(w).all():
+        raise ValueError("variable: the expansion has weights that are not finite; it must tell the lam of the grid apart")
     amplification = np.abs(w).sum(0).reshape(len(c), -1).max(1)
     worst = amplification.argmax()
     if amplification[worst] > _AMPLIFICATION:
@@ -111,14 +116,15 @@ def _steps(m: Marginal, ratio: Tensor, shares: Tensor) -> list[Step]:
             f"order: {len(w)}; step {worst} multiplies errors of the model by up to {amplification[worst]:.0f}: it "
             "extrapolates far from outputs that lie close together. A lower order, a grid without such a jump, or "
             "another variable (adams, ode: expansion.log_lam) avoids that",
-            stacklevel=4,
+            stacklevel=6,
         )
     keep = c * sigma[1:] / sigma[:-1]
     hat = b[1:] - keep * b[:-1]
     noise = _column(sigma[1:] * np.sqrt((1 - c) * (1 + c)))
     noise = [level if isinstance(level, float) or level.any() else 0.0 for level in noise]
     t, clock = m.t.reshape(len(m.t), -1)[:, 0].tolist(), _column(u)
-    past = [_trimmed(row) for row in zip(*(_column(row) for row in a[1:] * w), strict=True)]
+    rows = zip(*(_column(row) for row in a[1:] * w), strict=True)
+    past = [_trimmed(row[: n + 1]) for n, row in enumerate(rows)]
     return list(map(Step, t[:-1], t[1:], clock[:-1], clock[1:], _column(keep), _column(hat), past, noise))
 
 

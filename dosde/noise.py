@@ -1,8 +1,8 @@
 """Noise: callables (u, u_next, like) -> z, unit normal, in the shape, dtype and device of `like`.
 
-The first call of a solve is for the start, with u = 0. z is the normalised increment of the Brownian motion that drives the
-reverse SDE on its clock u (dm = x_theta du + dW_u): independent draws serve for one solve; `Brownian` is one path, so that
-solves of 5 and of 5,000 steps can be compared, or a picture refined.
+`like` must not be written to. The first call of a solve is for the start, with u = 0. z is the normalised increment of the
+Brownian motion that drives the reverse SDE on its clock u (dm = x_theta du + dW_u): independent draws serve for one solve;
+`Brownian` is one path, so that solves of 5 and of 5,000 steps can be compared, or a picture refined.
 """
 
 import math
@@ -55,8 +55,11 @@ class Brownian:
     """
 
     def __init__(self, seed: int | Sequence[int] = 0) -> None:
-        self.seeds = [seed] if isinstance(seed, int) else list(seed)
-        self.batched = not isinstance(seed, int)
+        self.batched = isinstance(seed, Sequence)
+        seeds = seed if isinstance(seed, Sequence) else [seed]
+        if not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
+            raise ValueError(f"seed: {seed!r}; an integer >= 0, or one a sample, is needed")
+        self.seeds = [int(s) for s in seeds]
         self._last: dict[tuple[float, torch.Size], Tensor] = {}
 
     def __call__(self, u: Coefficient, u_next: Coefficient, like: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ class Brownian:
     def value(self, u: float, shape: torch.Size) -> Tensor:
         """W(u), float64 on the host."""
         if u == 0:
-            return torch.zeros(shape, dtype=torch.float64)
+            return torch.zeros(shape, dtype=torch.float64, device="cpu")
         octave = math.frexp(u)[1] - 1  # 2^octave <= u < 2^(octave + 1)
         low, high = 2.0**octave, 2.0 ** (octave + 1)
         w_low = self._power(octave, shape)
@@ -106,16 +109,18 @@ class Brownian:
     def _draw(self, place: tuple[int, ...], shape: torch.Size) -> Tensor:
         """The standard normal that belongs to a place of the construction."""
         one = shape[1:] if self.batched else shape
-        draws = [np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, *place)))) for seed in self.seeds]
+        draws = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=place))) for seed in self.seeds]
         values = [torch.from_numpy(np.asarray(g.standard_normal(tuple(one)))) for g in draws]
         return torch.stack(values) if self.batched else values[0]
 
 
-def as_noise(noise: Noise | torch.Generator | Sequence[torch.Generator] | None) -> Noise:
+def as_noise(noise: object) -> Noise:
     """What `solve` accepts as noise, as a callable. Errors: TypeError."""
     if noise is None or isinstance(noise, torch.Generator | Sequence):
         return Independent(noise)
-    if not callable(noise):
+    if isinstance(noise, Tensor):
+        raise TypeError(f"noise: a tensor of shape {tuple(noise.shape)}; (u, u_next, like) -> z may return it")
+    if not callable(noise) or isinstance(noise, type):
         raise TypeError(f"noise: {noise!r}; a torch.Generator, a list of them, or (u, u_next, like) -> z is needed")
     return noise
 

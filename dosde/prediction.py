@@ -15,12 +15,13 @@ sigma = 0 there is no noise to be told from x.
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .process import Marginal, Process
+from .process import HALF, Marginal, Process
 
 Kind = Literal["x0", "eps", "vp_eps", "v", "score"]
 Predicts = Literal["x0", "eps", "vp_eps", "v"]
@@ -37,6 +38,8 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
             raise ValueError(f"{name}: {kind!r}; one of {', '.join(get_args(Kind))}")
     if source == target:
         return value
+    if x.dtype in HALF:
+        return convert(value.float(), x.float(), x_hat0.float(), m, source, target).to(x.dtype)
     if source == "score":
         return convert(-m.sigma.to(x) * value, x, x_hat0, m, "eps", target)
     if target == "score":
@@ -71,6 +74,7 @@ def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     raise ValueError(f"source: {source!r}; one of x0, eps, vp_eps, v")
 
 
+@dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network as a model: (x, x_hat0, t) -> x_theta, computed in the dtype of x.
 
@@ -84,29 +88,41 @@ class Denoiser:
     torch.Size([1, 3, 8, 8])
     """
 
-    def __init__(self, net: Net, process: Process, predicts: Predicts = "vp_eps") -> None:
-        if not callable(net):
-            raise TypeError(f"net: {net!r}; a function (x, x_hat0, t) -> tensor is needed")
-        if not isinstance(process, Process):
-            raise TypeError(f"process: {process!r}; a dosde.Process is needed")
-        if predicts not in get_args(Predicts):
-            raise ValueError(f"predicts: {predicts!r}; one of {', '.join(get_args(Predicts))}")
-        self.net, self.process, self.predicts = net, process, predicts
-        self.coefficients = functools.lru_cache(maxsize=4096)(self._coefficients)
+    net: Net
+    process: Process
+    predicts: Predicts = "vp_eps"
+
+    def __post_init__(self) -> None:
+        if not callable(self.net):
+            raise TypeError(f"net: {self.net!r}; a function (x, x_hat0, t) -> tensor is needed")
+        if not isinstance(self.process, Process):
+            raise TypeError(f"process: {self.process!r}; a dosde.Process is needed")
+        if self.predicts not in get_args(Predicts):
+            kinds = ", ".join(get_args(Predicts))
+            hint = "diffusers' epsilon is vp_eps here, v_prediction is v, sample is x0"
+            raise ValueError(f"predicts: {self.predicts!r}; one of {kinds} ({hint})")
+
+    @functools.cached_property
+    def coefficients(self) -> Callable[[float, torch.device, torch.dtype], tuple[float | Tensor, ...]]:
+        """Those of `to_x0` at (t, device, dtype), remembered."""
+        return functools.lru_cache(maxsize=4096)(self._coefficients)
 
     def _coefficients(self, t: float, device: torch.device, dtype: torch.dtype) -> tuple[float | Tensor, ...]:
-        """Those of `to_x0` at t: floats, or tensors on the device where eta is a field."""
+        """Floats, or tensors on the device where eta is a field."""
         parts = to_x0(self.predicts, self.process(t))
         return tuple(c.to(device, dtype) if c.ndim else c.item() for c in parts)
 
     def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
         value = self.net(x.to(x_hat0.dtype), x_hat0, t)
+        if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
+            what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ValueError(f"net: returned {what} at t = {float(t):g}; a floating tensor of shape {tuple(x.shape)} is needed")
         if self.predicts == "x0":
             return value
         on_value, on_x, on_source = self.coefficients(float(t), x.device, x.dtype)
-        x_theta = x * on_x + value * on_value
+        x_theta = x * on_x + value.to(x.dtype) * on_value
         if self.predicts == "eps":
-            x_theta += x_hat0 * on_source
+            x_theta += x_hat0.to(x.dtype) * on_source
         return x_theta
 
 

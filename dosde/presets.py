@@ -24,12 +24,12 @@ def dossr(steps: int = 5, t1: float = 0.5) -> tuple[Process, Tensor]:
     T1 = math.floor(t1 * T + 1e-9)
     if steps >= T1:
         raise ValueError(f"steps: {steps}; fewer than the {T1} indices below t1 are needed")
-    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), T, dtype=torch.float64) ** 2
-    etas = torch.ones(T, dtype=torch.float64)
-    etas[:T1] = (1 - torch.cos(math.pi * torch.linspace(0.001, 0.999, T1, dtype=torch.float64))) / 2
+    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), T, dtype=torch.float64, device="cpu") ** 2
+    etas = torch.ones(T, dtype=torch.float64, device="cpu")
+    etas[:T1] = (1 - torch.cos(math.pi * torch.linspace(0.001, 0.999, T1, dtype=torch.float64, device="cpu"))) / 2
     process = Process(schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0)), shift.from_table(etas))
     indices, index = [0], 0.0
     for _ in range(steps):
         index += (T1 - 1) / steps
         indices.append(round(index))
-    return process, (torch.tensor(indices[::-1], dtype=torch.float64) + 1) / T
+    return process, (torch.tensor(indices[::-1], dtype=torch.float64, device="cpu") + 1) / T

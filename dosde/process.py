@@ -26,6 +26,7 @@ from .schedule import Schedule, ve
 
 # Derivatives at t = 0 are taken here instead: the same numbers in float64, but sqrt has a derivative.
 _TINY = 1e-100
+HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounded at the end
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Process:
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name}: {getattr(self, name)!r}; a function of t is needed")
         probe = [self(i / 32) for i in range(33)]
+        self._check_elementwise()
         for m, n in pairwise(probe):
             if not (n.b * m.alpha >= m.b * n.alpha * (1 - 1e-12)).all():
                 raise ValueError(f"shift: eta decreases between t = {m.t:g} and {n.t:g}; it must not decrease")
@@ -95,6 +97,22 @@ class Process:
                 raise ValueError(f"schedule: sigma/a decreases between t = {m.t:g} and {n.t:g}; it must not decrease")
         if not isinstance(self.shift, _shift.Shift):
             object.__setattr__(self, "shift", _shift.Shift(self.shift, _first_time_of_one(self._eta)))
+
+    def _check_elementwise(self) -> None:
+        """Schedule and shift must take many times at once, as a plan asks them."""
+        times = torch.tensor([0.25, 0.5], dtype=torch.float64, device="cpu").reshape(-1, *[1] * len(self.field_shape))
+        try:
+            both = self._marginal(times)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"schedule, shift: fail at a tensor of two times ({error}); torch operations are needed") from None
+        for i, t in enumerate((0.25, 0.5)):
+            one = self(t)
+            for v, w in ((both.a, one.a), (both.b, one.b), (both.sigma, one.sigma)):
+                if v.shape != (2, *self.field_shape) or not torch.allclose(v[i], w):
+                    raise ValueError(
+                        f"shift: at two times it is not what it is at each; a field must broadcast against "
+                        f"times of shape {tuple(times.shape)}"
+                    )
 
     @property
     def t1(self) -> float:
@@ -105,7 +123,7 @@ class Process:
     @functools.cached_property
     def field_shape(self) -> tuple[int, ...]:
         """The shape of eta at one time: () unless eta is a field."""
-        return tuple(self._eta(torch.tensor(0.5, dtype=torch.float64)).shape)
+        return tuple(self._eta(torch.tensor(0.5, dtype=torch.float64, device="cpu")).shape)
 
     def __call__(self, t: float | Tensor) -> Marginal:
         """The marginal at t in [0, 1]. A tensor t broadcasts against the field of eta, if there is one."""
@@ -115,7 +133,7 @@ class Process:
         return self._marginal(t)
 
     def _marginal(self, t: Tensor) -> Marginal:
-        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64) for v in self.schedule(t))
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in self.schedule(t))
         if not (_within(alpha, 0, math.inf) and _within(sigma, 0, math.inf)):
             raise ValueError(
                 f"schedule: alpha = {alpha.tolist()}, sigma = {sigma.tolist()} at t = {t.tolist()}; "
@@ -125,7 +143,7 @@ class Process:
         return Marginal(t, alpha * (1 - eta), alpha * eta, sigma.expand(eta.shape))
 
     def _eta(self, t: Tensor) -> Tensor:
-        eta = torch.as_tensor(self.shift(t), dtype=torch.float64)
+        eta = torch.as_tensor(self.shift(t), dtype=torch.float64, device="cpu")
         if not _within(eta, 0, 1):
             i = int((~((eta >= 0) & (eta <= 1))).reshape(-1).nonzero()[0])
             at = (t + torch.zeros_like(eta)).reshape(-1)[i].item()
@@ -148,20 +166,29 @@ class Process:
 
     def _sde(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self(t)  # the error messages of a bad t
-        time = torch.as_tensor(t, dtype=torch.float64, device="cpu").detach().clamp(min=_TINY)
-        # One time an element of the field, so that the gradient of a sum is the derivative of each element.
-        time = (time + torch.zeros(self.field_shape, dtype=torch.float64)).requires_grad_()
-        with torch.enable_grad():
+        field = torch.zeros(self.field_shape, dtype=torch.float64, device="cpu")
+        with torch.inference_mode(False), torch.enable_grad():
+            # One time an element of the field, so that the gradient of a sum is the derivative of each element.
+            time = torch.as_tensor(t, dtype=torch.float64, device="cpu").detach().clone().clamp(min=_TINY) + field
+            time.requires_grad_()
             m = self._marginal(time)
             da, db, dsigma = (_derivative(v, time) for v in (m.a, m.b, m.sigma))
+            near = m if m.sigma.requires_grad and m.a.requires_grad else self._marginal(time * 0.999)
         a, b, sigma = m.a.detach(), m.b.detach(), m.sigma.detach()
         if not (a > 0).all():
             raise ValueError(f"t: {t}; f, h and g are infinite where a = 0, which is so from t1 = {self.t1:g} on")
+        tracked = all(v.requires_grad or torch.equal(v, w) for v, w in ((m.a, near.a), (m.sigma, near.sigma)))
+        if not tracked or not (da.isfinite() & db.isfinite() & dsigma.isfinite()).all():
+            raise ValueError(
+                f"t: {t}; schedule or shift has no derivative there: make them of torch operations (sigma near t = 0 of expm1)"
+            )
         f = da / a
         return f, db - f * b, torch.sqrt((2 * sigma * (dsigma - f * sigma)).clamp(min=0))
 
     def score(self, x: Tensor, x_hat0: Tensor, x_theta: Tensor, t: float | Tensor) -> Tensor:
         """-(x - a x_theta - b x_hat0) / sigma^2 (Eq. 9). ValueError at sigma = 0."""
+        if x.dtype in HALF:
+            return self.score(x.float(), x_hat0.float(), x_theta.float(), t).to(x.dtype)
         m = self._over_batch(t, x)
         if not (m.sigma > 0).all():
             raise ValueError(f"t: {t}; the score is infinite where sigma = 0")
@@ -171,6 +198,8 @@ class Process:
 
     def sample(self, x0: Tensor, x_hat0: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
         """x_t = a x0 + b x_hat0 + sigma z (Eq. 2), z ~ N(0, I). t is one time, or one a sample (shape (batch,))."""
+        if x0.dtype in HALF:
+            return self.sample(x0.float(), x_hat0.float(), t, z.float()).to(x0.dtype)
         m = self._over_batch(t, x0)
         return m.a.to(x0) * x0 + m.b.to(x0) * x_hat0 + m.sigma.to(x0) * z
 
@@ -195,6 +224,8 @@ class Process:
         if not (m.alpha > 0).all():
             raise ValueError(f"s: {s}; the chain cannot be followed from where alpha = 0")
         k = n.alpha / m.alpha
+        if not (n.sigma >= k * m.sigma * (1 - 1e-9)).all():
+            raise ValueError(f"s, t: {s}, {t}; sigma/alpha falls between them, and the chain of Eq. 3 needs it to rise")
         return Transition(k, n.a - k * m.a, n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Marginal, Marginal]:
@@ -207,7 +238,11 @@ class Process:
 
     def _over_batch(self, t: float | Tensor, x: Tensor) -> Marginal:
         """The marginal at one time, or at one time a sample of x (t of shape (batch,)), to broadcast against x."""
+        if not x.is_floating_point():
+            raise TypeError(f"x: {x.dtype}; a floating tensor is needed")
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        if t.ndim not in (0, 1, x.ndim):
+            raise ValueError(f"t: shape {tuple(t.shape)}; one time, or {x.shape[0]} of them (one a sample)")
         if t.ndim == 1:
             if len(t) != x.shape[0]:
                 raise ValueError(f"t: shape {tuple(t.shape)}; one time, or {x.shape[0]} of them (one a sample)")
@@ -225,12 +260,12 @@ class Process:
         least, most = self(0.0).lam, self(self.t1).lam
         if not ((lam >= least) & (lam <= most)).all():
             raise ValueError(f"lam: {lam.tolist()}; this process has lam from {least:g} at t = 0 to {most:g} at t1")
-        low, high = torch.zeros_like(lam), torch.full_like(lam, self.t1)
-        for _ in range(64):
-            middle = (low + high) / 2
+        low, high = torch.full_like(lam, 1e-300), torch.full_like(lam, self.t1)
+        for _ in range(80):  # first the exponent of t, then its digits
+            middle = torch.where(high > 2 * low, low.sqrt() * high.sqrt(), (low + high) / 2)
             below = self(middle).lam < lam
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return high
+        return torch.where(lam > least, high, 0.0)
 
 
 def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Process:
@@ -264,7 +299,7 @@ def _first_time_of_one(eta: Callable[[Tensor], Tensor]) -> float:
     low, high = 0.0, 1.0
     for _ in range(52):
         middle = (low + high) / 2
-        if (eta(torch.tensor(middle, dtype=torch.float64)) == 1).all():
+        if (eta(torch.tensor(middle, dtype=torch.float64, device="cpu")) == 1).all():
             high = middle
         else:
             low = middle

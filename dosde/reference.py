@@ -64,7 +64,7 @@ def reverse_sde(
     span = t_start - t_end
     # Python's random state seeds torchsde's own Brownian motion unless an entropy is given.
     path = torchsde.BrownianInterval(0.0, span, size=x.shape, dtype=x.dtype, device=x.device, entropy=seed)
-    ends = torch.tensor([0.0, span], dtype=torch.float64)
+    ends = torch.tensor([0.0, span], dtype=torch.float64, device="cpu")
     result: Tensor = torchsde.sdeint(sde, x, ends, bm=path, method="euler", dt=span / steps)[-1]
     return result
 
@@ -95,13 +95,15 @@ def collapsed(
     for p, q in pairwise(marginals):
 
         def drift(u: Tensor, m: Tensor) -> Tensor:
+            if u == 0:  # eta = 1, where x is what it started from
+                return model(start, x_hat0, first.t)
             # The t of this u, and x = b x_hat0 + sigma^2/a m there.
             t = process.time(u.to(torch.float64) ** -0.5)
             n = process(t)
             return model(n.b.to(m) * x_hat0 + (n.sigma**2 / n.a).to(m) * m, x_hat0, t)
 
         ends = torch.stack([p.u, q.u])
-        sde = _SDE(drift, lambda u: torch.ones((), dtype=torch.float64))
+        sde = _SDE(drift, lambda u: torch.ones((), dtype=torch.float64, device="cpu"))
         m = torchsde.sdeint(sde, m, ends, bm=bm, method="euler", dt=float(q.u - p.u) / substeps)[-1]
     last = marginals[-1]
     end: Tensor = last.b * x_hat0 + last.sigma**2 / last.a * m

@@ -72,7 +72,7 @@ def from_alphas_cumprod(table: Tensor | Sequence[float]) -> Schedule:
     if not (values.diff() < 0).all():
         i = int((values.diff() >= 0).nonzero()[0])
         raise ValueError(f"table: {values[i].item()} then {values[i + 1].item()} at index {i}; it must decrease")
-    nodes = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    nodes = torch.arange(len(values) + 1, dtype=torch.float64, device="cpu") / len(values)
     return _vp(pchip(nodes, torch.cat([values.new_zeros(1), -values.log()])))
 
 

@@ -64,7 +64,7 @@ def from_table(etas: Tensor | Sequence[float]) -> Shift:
     if not (values.diff() >= 0).all():
         i = int((values.diff() < 0).nonzero()[0])
         raise ValueError(f"etas: {values[i].item()} then {values[i + 1].item()} at index {i}; it must not decrease")
-    nodes = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    nodes = torch.arange(len(values) + 1, dtype=torch.float64, device="cpu") / len(values)
     ones = (values == 1).nonzero()
     t1 = nodes[1 + int(ones[0])].item() if len(ones) else 1.0
     return Shift(pchip(nodes, torch.cat([values.new_zeros(1), values])), t1)
@@ -81,7 +81,7 @@ def exponential(T: int = 15, eta_min: float = 0.02**2, eta_max: float = 0.99**2,
         raise ValueError(f"eta_min, eta_max: {eta_min}, {eta_max}; 0 < eta_min < eta_max <= 1 is needed")
     if not 0 < p < math.inf:
         raise ValueError(f"p: {p}; a positive power is needed")
-    power = (torch.arange(T, dtype=torch.float64) / (T - 1)) ** p
+    power = (torch.arange(T, dtype=torch.float64, device="cpu") / (T - 1)) ** p
     return from_table(eta_min * (eta_max / eta_min) ** power)
 
 

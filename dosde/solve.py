@@ -52,8 +52,9 @@ def solve(
     callback  called as callback(step, t, x, x_theta) after each model call, with a copy of x: collect them for a trajectory.
     progress  show a tqdm bar.
 
-    Returns x0 in the shape, dtype and device of x_hat0. The solve starts at (a + b) x_hat0 + sigma z: the unknown x0 of the
-    marginal is replaced by x_hat0, exactly right where the grid starts at eta = 1.
+    Returns the state at the last time, x0 where that is 0, in the shape, dtype and device of x_hat0. The solve starts at
+    (a + b) x_hat0 + sigma z: the unknown x0 of the marginal is replaced by x_hat0, exactly right where the grid starts at
+    eta = 1.
 
     Errors: ValueError or TypeError before the first model call for a wrong argument; afterwards for a model that returns
     another shape or device (at once), or NaN or infinity (at the end, naming the step).
@@ -66,8 +67,10 @@ def solve(
     >>> torch.allclose(x0, torch.full_like(x0, 0.25))
     True
     """
-    if not callable(model):
+    if not callable(model) or isinstance(model, type):
         raise TypeError(f"model: {_described(model)}; a function (x, x_hat0, t) -> x_theta is needed")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: {callback!r}; a function (step, t, x, x_theta) is needed")
     process = _process_of(model, process)
     marginals = _marginals(process, _count("steps", steps), grid)
     plan = _plan(marginals, order, method)
@@ -84,24 +87,34 @@ def solve(
     dtype = source.dtype if isinstance(model, Denoiser) else x_hat0.dtype
     x = _start(marginals[0], plan[0], source, draw)
     past: list[Tensor] = []
+    versions: list[int] = []
     sums: list[Tensor] = []
     for i, (step, t) in enumerate(_with_progress(list(zip(plan, _times(plan), strict=True)), progress)):
-        del past[order - 1 :]
+        del past[order - 1 :], versions[order - 1 :]
+        before = _version(x)
         x_theta = model(x.to(dtype), x_hat0, t)
+        if _version(x) != before:
+            raise ValueError(f"model: wrote to x at step {i}, t = {step.t:g}; x is the state of the solve, work on a copy")
+        if versions != [_version(output) for output in past]:
+            raise ValueError(f"model: wrote to an earlier output at step {i}, t = {step.t:g}; return a new tensor each time")
         _check_output(x_theta, x, i, step)
+        if x.requires_grad or x_theta.requires_grad:  # a model that guides by gradients
+            x, x_theta = x.detach(), x_theta.detach()
         sums.append(_sum(x_theta))  # looked at once, after the loop: no waiting for the device
         if x_theta.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             x_theta = x_theta.clone()  # a model that returns its input
         past.insert(0, x_theta)
+        versions.insert(0, _version(x_theta))
         if callback is not None:
             callback(i, t, x.clone(), x_theta)
         _advance(x, source, past, step)
         if isinstance(step.noise, Tensor) or step.noise:
-            _add(x, draw(step.u, step.u_next, x), step.noise)
-    _check_finite(sums, plan)
+            _add(x, _checked_noise(draw(step.u, step.u_next, x), x), step.noise)
+    _check_finite(sums, _sum(x), plan)
     return x.to(x_hat0.dtype)
 
 
+@torch.no_grad()
 def plan(
     process: Process,
     steps: int = 5,
@@ -119,6 +132,8 @@ def plan(
     t 0.3333 -> 0.1667:  x = +0.1142 x +0.1616 x_hat0 +0.6521 x_theta[0] +0.4345 z
     t 0.1667 -> 0.0000:  x = +0 x +0 x_hat0 +1.214 x_theta[0] -0.214 x_theta[-1] +0 z
     """
+    if not isinstance(process, Process):
+        raise TypeError(f"process: {process!r}; a dosde.Process is needed")
     return _plan(_marginals(process, _count("steps", steps), grid), order, method)
 
 
@@ -126,16 +141,28 @@ def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Ste
     steps, order = len(marginals) - 1, _count("order", order)
     if order > steps:
         raise ValueError(f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before")
-    return method(marginals, order)
+    if not callable(method) or isinstance(method, type):
+        raise TypeError(f"method: {method!r}; a function (marginals, order) -> steps is needed, such as dosde.method.dos")
+    plan = method(marginals, order)
+    if not isinstance(plan, list) or len(plan) != steps or not all(isinstance(step, Step) for step in plan):
+        raise ValueError(f"method: returned {_described(plan)}; a list of {steps} Steps is needed")
+    for i, step in enumerate(plan):
+        if not 1 <= len(step.new) <= min(i + 1, order):
+            raise ValueError(
+                f"method: step {i} has {len(step.new)} weights; 1 to {min(i + 1, order)} is needed, the outputs kept"
+            )
+    return plan
 
 
 def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[Marginal]:
     """One marginal a time of the grid, checked."""
-    made = grid(process, steps) if callable(grid) else _grid.uniform(process, steps) if grid is None else grid
     try:
-        times = torch.as_tensor(made, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"grid: {made!r}; a function (process, steps) -> times, or {steps + 1} times are needed") from None
+        made = grid(process, steps) if callable(grid) else _grid.uniform(process, steps) if grid is None else grid
+        times = torch.as_tensor(made, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"grid: {grid!r}; a function (process, steps) -> times, such as grid.karras(), or {steps + 1} times are needed"
+        ) from error
     if times.shape != (steps + 1,):
         raise ValueError(f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed")
     if not (times[-1] >= 0 and times[0] <= 1 and (times[1:] < times[:-1]).all()):
@@ -159,15 +186,13 @@ def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
     """(a + b) x_hat0 + sigma z."""
     zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)
     z = draw(zero, first.u, source)
-    if not isinstance(z, Tensor) or z.shape != source.shape or z.device != source.device or not z.is_floating_point():
-        raise ValueError(f"noise: returned {_described(z)}; a floating tensor like x_hat0, {_described(source)}, is needed")
-    x = z * m.sigma.to(source)
+    x = _checked_noise(z, source).to(source.dtype) * m.sigma.to(source)
     _add(x, source, m.alpha.to(source) if m.alpha.ndim else m.alpha.item())
     return x
 
 
 def _times(plan: Sequence[Step]) -> tuple[Tensor, ...]:
-    return torch.tensor([step.t for step in plan], dtype=torch.float64).unbind()
+    return torch.tensor([step.t for step in plan], dtype=torch.float64, device="cpu").unbind()
 
 
 def _placed(step: Step, like: Tensor) -> Step:
@@ -261,11 +286,24 @@ def _sum(x: Tensor) -> Tensor:
     return x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-def _check_finite(sums: Sequence[Tensor], plan: Sequence[Step]) -> None:
-    finite = torch.stack(list(sums)).isfinite()
-    if not bool(finite.all()):
-        i = int((~finite).nonzero()[0])
+def _checked_noise(z: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(z, Tensor) or z.shape != like.shape or z.device != like.device or not z.is_floating_point():
+        raise ValueError(f"noise: returned {_described(z)}; a floating tensor like x_hat0, {_described(like)}, is needed")
+    return z
+
+
+def _check_finite(sums: Sequence[Tensor], last: Tensor, plan: Sequence[Step]) -> None:
+    finite = torch.stack([*sums, last]).isfinite().tolist()
+    if not all(finite):
+        i = finite.index(False)
+        if i == len(plan):
+            raise ValueError("noise: the result is not finite, though every output of the model was; finite noise is needed")
         raise ValueError(f"model: returned NaN or infinity at step {i}, t = {plan[i].t:g}; finite values are needed")
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was written to; inference tensors do not count it."""
+    return 0 if x.is_inference() else x._version
 
 
 def _described(value: object) -> str:

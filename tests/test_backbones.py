@@ -15,6 +15,7 @@ from dosde import expansion, grid, method, schedule, shift
 from dosde.process import Process
 
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
+FIELD = Process(schedule.scaled_linear(), shift.linear(torch.tensor([0.6, 1.0])))
 DOUBLE = torch.float64
 
 
@@ -203,6 +204,8 @@ def test_solve_samples_a_mixture():
             lambda: Mixture(torch.ones(2) / 2, randn(3, 3), torch.eye(3).expand(2, 3, 3)),
             r"shapes \(2,\), \(3, 3\), \(2, 3, 3\)",
         ),
+        (lambda: gaussian.full(randn(2), torch.eye(2, dtype=DOUBLE)).model(FIELD), r"process: eta is a field of shape \(2,\)"),
+        (lambda: mixture().model(FIELD), r"process: eta is a field of shape \(2,\)"),
         (lambda: mixture().given(randn(1, 2), randn(2, 2), 0.0), r"noise: 0\.0; a positive std"),
         (lambda: mixture().given(randn(1, 3), randn(2, 2), 0.1), r"A, y: shapes \(2, 2\), \(1, 3\)"),
     ],

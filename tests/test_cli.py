@@ -207,6 +207,10 @@ def test_written_files_have_the_usual_permissions(tmp_path):
         (["a.png", "b.png", "-o", "out.png"], "--out: out.png; a folder is needed for a folder or several pictures"),
         (["a.png", "-o", "b"], "--out: b; it exists and is not a folder"),
         (["a.png", "-o", "a.png"], "--out: a.png; it is the input itself"),
+        (["a.png", "-o", "b/deeper"], "INPUT, --out: "),
+        (["a.png", "-o", "c.jp2"], "--out: c.jp2; a folder, or a file that ends in .png"),
+        (["", "-o", "out"], "an empty name; a file or a folder is needed"),
+        (["full", "-o", "full"], "--out: full; another folder than INPUT is needed"),
     ],
 )
 def test_usage_errors(tmp_path, monkeypatch, capsys, arguments, message):
@@ -214,6 +218,8 @@ def test_usage_errors(tmp_path, monkeypatch, capsys, arguments, message):
     for name in ("a.png", "b.png"):
         save(tmp_path / name, "RGB")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    save(tmp_path / "full" / "a.png", "RGB")
     (tmp_path / "b").touch()
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(SystemExit) as stopped:
@@ -240,3 +246,71 @@ def test_as_a_module(tmp_path):
     command = [sys.executable, "-m", "dosde", "upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, (tmp_path / "b.png").exists()) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_become_8_where_the_format_has_no_more(tmp_path, suffix, channels):
+    cv2.imwrite(str(tmp_path / "a.png"), colour(channels, 65535)[..., ::-1])
+    assert run(tmp_path / "a.png", "-o", tmp_path / f"b{suffix}", "--scale", 1) == 0
+    result = np.asarray(opened(tmp_path / f"b{suffix}").convert("RGB"), dtype=float).mean()
+    assert result == pytest.approx(colour(channels).mean(), abs=4)
+
+
+def test_pictures_of_unknown_range_are_refused(tmp_path, capsys):
+    Image.fromarray(colour(1)[..., 0].astype(np.float32) / 255).save(tmp_path / "a.tif")
+    assert run(tmp_path / "a.tif", "-o", tmp_path / "out") == 1
+    assert "a.tif: mode F, 32 bits a pixel, of unknown range" in capsys.readouterr().err
+
+
+def test_alpha_for_a_format_without_is_refused_before_the_work(tmp_path, capsys):
+    save(tmp_path / "a.png", "RGBA")
+    assert run(tmp_path / "a.png", "-o", tmp_path / "b.jpg") == 1
+    assert "it has an alpha channel, which .jpg cannot hold; write it as .png" in capsys.readouterr().err
+
+
+def test_a_transparent_colour_of_rgb_and_grey_is_kept(tmp_path):
+    for mode, key, expected in (("RGB", (0, 10, 20), "RGBA"), ("L", 0, "LA")):
+        save(tmp_path / "a.png", mode, transparency=key)
+        assert run(tmp_path / "a.png", "-o", tmp_path / "out", "--overwrite") == 0
+        assert opened(tmp_path / "out" / "a_x4.png").mode == expected
+
+
+def test_a_killed_run_leaves_nothing_behind_after_the_next(tmp_path):
+    save(tmp_path / "a.png", "RGB")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".a_x4.png.part").write_bytes(b"half")  # what kill -9 can leave
+    assert run(tmp_path / "a.png", "-o", tmp_path / "out") == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_x4.png"]
+
+
+def test_a_name_too_long_and_a_picture_too_large_cost_themselves_alone(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(folder / ("n" * 251 + ".png"), "RGB")
+    save(folder / "z.png", "RGB")
+    Image.new("1", (9000, 9000)).save(folder / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert run(folder, "-o", tmp_path / "out") == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["z_x4.png"]
+    assert capsys.readouterr().err.count("failed  ") == 2
+
+
+def test_a_broken_link_does_not_stop_a_resumed_run(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(folder / "a.png", "RGB")
+    (folder / "b.png").symlink_to("nowhere.png")
+    assert run(folder, "-o", tmp_path / "out") == 1
+    save(tmp_path / "out" / "b_x4.png", "RGB")
+    assert run(folder, "-o", tmp_path / "out") == 0
+
+
+def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    save(tmp_path / "a.png", "RGB")
+    monkeypatch.setattr(images, "read", interrupted)
+    assert run(tmp_path / "a.png", "-o", tmp_path / "out") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; the same command goes on from here"

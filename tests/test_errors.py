@@ -12,6 +12,7 @@ from dosde.process import Process, resshift
 
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 FIELD = Process(schedule.scaled_linear(), shift.cosine(torch.tensor([0.3, 0.5]).reshape(2, 1, 1)))
+BRIDGE = Process(schedule.ve(lambda t: torch.sqrt(t * (1 - t))), shift.linear(1.0))
 LATE = Process(schedule.scaled_linear(), shift.cosine(1.0))
 X = torch.zeros(2, 3, 4, 4)
 NAN = X.clone()
@@ -55,6 +56,49 @@ BEFORE = {
     ),
     "times repeated": (run(2, 1, grid=[0.5, 0.5, 0.0]), ValueError, r"they must decrease"),
     "grid a name": (run(2, 1, grid="karras"), TypeError, r"grid: 'karras'; a function \(process, steps\)"),
+    "grid not called": (run(2, 1, grid=grid.log_lam), TypeError, r"grid: <function log_lam.*such as grid.karras\(\)"),
+    "method a name": (run(method="dos"), TypeError, r"method: 'dos'; a function \(marginals, order\)"),
+    "method too short": (
+        run(method=lambda m, o: method.dos(m, o)[1:]),
+        ValueError,
+        r"method: returned a list; a list of 5 Steps",
+    ),
+    "method with too many weights": (
+        run(steps=5, order=1, method=lambda m, o: method.dos(m, 2)),
+        ValueError,
+        r"method: step \d has 2 weights; 1 to 1",
+    ),
+    "callback a number": (run(callback=5), TypeError, r"callback: 5; a function \(step, t, x, x_theta\)"),
+    "noise a class": (run(noise=noise.Brownian), TypeError, r"noise: <class .*Brownian.*; a torch.Generator"),
+    "noise a tensor": (run(noise=X), TypeError, r"noise: a tensor of shape \(2, 3, 4, 4\)"),
+    "a seed below 0": (made(noise.Brownian, -1), ValueError, r"seed: -1; an integer >= 0"),
+    "a shift that stacks": (
+        made(Process, schedule.linear(), lambda t: torch.stack([(2 * t).clamp(max=1), t])),
+        ValueError,
+        r"shift: at two times it is not what it is at each",
+    ),
+    "a schedule for one time only": (
+        made(Process, lambda t: (math.exp(-t), 1.0), shift.none()),
+        TypeError,
+        r"schedule, shift: fail at a tensor of two times",
+    ),
+    "no derivative": (
+        made(Process(lambda t: (torch.ones_like(t), t.detach()), shift.none()).g, 0.5),
+        ValueError,
+        r"t: 0\.5; .* no derivative",
+    ),
+    "sigma without expm1 at t = 0": (
+        made(Process(lambda t: (torch.exp(-t), torch.sqrt(1 - torch.exp(-2 * t))), shift.none()).g, 0.0),
+        ValueError,
+        r"t: 0\.0; .* no derivative there: .* expm1",
+    ),
+    "posterior where sigma/alpha falls": (
+        solve(model, X, 5, 1, process=BRIDGE, method=method.posterior, grid=[0.95, 0.8, 0.6, 0.4, 0.2, 0.0]),
+        ValueError,
+        r"method: posterior needs sigma/alpha to rise",
+    ),
+    "chain where sigma/alpha falls": (made(BRIDGE.chain, 0.6, 0.8), ValueError, r"s, t: 0\.6, 0\.8; sigma/alpha falls"),
+    "sample of integers": (made(PROCESS.sample, X.int(), X, 0.3, X), TypeError, r"x: torch.int32; a floating tensor"),
     "times outside": (run(2, 1, grid=[1.5, 0.3, 0.0]), ValueError, r"within \[0, 1\]"),
     "times nan": (run(2, 1, grid=[0.5, math.nan, 0.0]), ValueError, r"they must decrease"),
     "times of another count": (run(5, 1, grid=TIMES), ValueError, r"times of shape \(3,\) with steps = 5; 6 times"),
@@ -196,7 +240,16 @@ def late(at, value):
     return lambda x, x_hat0, t: value(x) if next(calls) == at else 0.5 * x
 
 
+def writing(x, x_hat0, t):
+    return x.clamp_(-1, 1)
+
+
+BUFFER = torch.zeros(2, 3, 4, 4)
+DENOISER = dosde.Denoiser(lambda x, x_hat0, t: x[:, :1], PROCESS, "v")
 DURING = {
+    "writes to x": (writing, ValueError, r"model: wrote to x at step 0, t = 0\.5"),
+    "one buffer": (lambda x, h, t: BUFFER.copy_(0.5 * x), ValueError, r"model: wrote to an earlier output at step 1, t = 0\.4"),
+    "shape of a network": (DENOISER, ValueError, r"net: returned shape \(2, 1, 4, 4\).* at t = 0\.5; .*\(2, 3, 4, 4\)"),
     "shape": (
         late(2, lambda x: x[..., :-1]),
         ValueError,
@@ -216,4 +269,24 @@ DURING = {
 def test_a_model_that_misbehaves_is_named_with_step_and_time(name):
     wrong, kind, message = DURING[name]
     with pytest.raises(kind, match=message):
-        dosde.solve(wrong, torch.randn(2, 3, 4, 4), 5, 3, process=PROCESS)
+        dosde.solve(wrong, torch.randn(2, 3, 4, 4), 5, 3, process=None if wrong is DENOISER else PROCESS)
+
+
+@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(torch.full_like(X, math.nan), "noise: the result is not finite|model: "), (torch.zeros(1, 1, 1, 1), "noise: returned")],
+    ids=["nan", "shape"],
+)
+def test_noise_that_is_not_finite_or_changes_shape_is_an_error(at, wrong, message):
+    draws = iter([wrong if i == at else torch.zeros_like(X) for i in range(6)])
+    with pytest.raises(ValueError, match=message):
+        dosde.solve(
+            lambda x, x_hat0, t: 0 * x_hat0,
+            X,
+            5,
+            2,
+            process=PROCESS,
+            noise=lambda *args: next(draws),
+            grid=[0.5, 0.4, 0.3, 0.2, 0.1, 0.05],
+        )

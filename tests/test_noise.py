@@ -115,3 +115,11 @@ def test_noise_is_asked_on_the_clock():
     asked.clear()
     dosde.solve(model, torch.zeros(1, 4), 3, 1, process=PROCESS, noise=noise, method=method.ode)
     assert asked == [(0.0, 0.0)]
+
+
+def test_seeds_are_their_own_paths():
+    """Seeds beyond 32 bits, and the place of a draw, do not run into each other."""
+    places = [Brownian(seed).value(1.0, LIKE.shape) for seed in (7, 7 + 2**32, 8)]
+    places += [Brownian(seed)(0.0, 0.0, LIKE) for seed in (7, 7 + 2**32)]
+    for a, b in itertools.combinations(places, 2):
+        assert abs(float((a * b).mean())) < 4.5 / math.sqrt(len(LIKE))

@@ -37,6 +37,13 @@ def test_weak_order_1_2_2(name, order):
     assert measured(weak, name, order) == pytest.approx(min(order, 2), abs=0.2)
 
 
+@pytest.mark.filterwarnings("ignore:order")
+@pytest.mark.parametrize(("name", "order"), [("dos", 1), ("dos", 3), ("adams", 3), ("ode", 2)])
+def test_on_the_default_grid_the_last_steps_leave_order_1(name, order):
+    """Towards t = 0 lam goes like sqrt(t), and the weak order of all of these is about 1: the docs say so."""
+    assert measured(weak, name, order, True) == pytest.approx(1, abs=0.25)
+
+
 def test_the_posterior_of_the_chain_does_not_follow_the_path_of_the_sde():
     """It has the marginals, not the joint law: its noise is less than that of Eq. 7, however small the step."""
     assert measured(strong, "posterior", 1) == pytest.approx(0, abs=0.2)

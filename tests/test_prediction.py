@@ -103,6 +103,29 @@ def test_one_network_in_four_types_gives_one_x_theta(predicts, name):
     assert torch.allclose(ours, run(x_theta, process=process), atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("predicts", ["eps", "vp_eps", "v"])
+def test_only_the_network_is_rounded(dtype, predicts):
+    """A half-precision network whose output is exact: x_theta is that of float32, at eps near a = 0 too."""
+    process, times = dosde.presets.dossr(5)
+    x, x_hat0, value = torch.randn(1, 50), torch.randn(1, 50).to(dtype), torch.randn(1, 50).to(dtype)
+    for t in times[:-1]:
+        got = dosde.Denoiser(lambda *a: value, process, predicts)(x, x_hat0, t)
+        p, q, r = (float(c) for c in prediction.to_x0(predicts, process(t)))
+        expected = p * value.double() + q * x.double() + r * x_hat0.double()
+        assert float((got - expected).abs().max()) < 1e-5 * (1 + abs(p) + abs(q))
+
+
+def test_half_precision_scores_and_samples_are_computed_in_float32():
+    x = torch.randn(1, 50).half()
+    expected = PROCESS.score(x.double(), x.double(), 0 * x.double(), 0.01)
+    assert torch.allclose(PROCESS.score(x, x, 0 * x, 0.01).double(), expected, rtol=1e-3)
+    m = PROCESS(0.4995)
+    x0 = torch.randn(1, 50).half()
+    eps = convert(x0, x, x, m, "x0", "eps")
+    assert convert(eps, x, x, m, "eps", "x0").isfinite().all()
+
+
 def test_a_denoiser_converts_in_the_dtype_of_the_state():
     """x_theta of a bf16 network is float32: only the network itself is rounded."""
     dtypes = []

@@ -150,3 +150,37 @@ def test_a_process_is_differentiable_in_t():
     m = process(t)
     slope = torch.autograd.grad(m.a.log(), t)[0]
     assert torch.allclose(slope, process.f(0.2))
+
+
+@pytest.mark.parametrize("lam", [1e-13, 1e-9, 1e-3, 1.0, 1e3])
+def test_time_has_relative_precision(lam):
+    process = Process(schedule.scaled_linear(), shift.cosine(0.5))
+    assert float(process(process.time(lam)).lam) == pytest.approx(lam, rel=1e-9)
+    assert float(process.time(0.0)) == 0
+
+
+def test_f_is_that_of_inference_mode():
+    process = Process(schedule.scaled_linear(), shift.cosine(0.5))
+    with torch.inference_mode():
+        inside = [float(v(0.25)) for v in (process.f, process.h, process.g)]
+    assert inside == [float(v(0.25)) for v in (process.f, process.h, process.g)]
+
+
+@given(t=st.floats(0, 1))
+def test_shifts_are_their_formulas(t):
+    time = torch.tensor(t, dtype=torch.float64)
+    assert float(shift.linear(0.7)(time)) == pytest.approx(min(t / 0.7, 1))
+    assert float(shift.cosine(0.7)(time)) == pytest.approx((1 - math.cos(math.pi * min(t / 0.7, 1))) / 2, abs=1e-15)
+    assert float(shift.none()(time)) == 0
+
+
+def test_grids_are_their_formulas():
+    process = Process(schedule.scaled_linear(), shift.cosine(0.5))
+    i = torch.arange(6, dtype=torch.float64) / 5
+    log, karras = dosde.grid.log_lam(20, 0.1)(process, 6), dosde.grid.karras(20, 0.1, rho=7)(process, 6)
+    assert torch.allclose(process(log[:-1]).lam, 20 * (0.1 / 20) ** i)
+    assert torch.allclose(process(karras[:-1]).lam, (20 ** (1 / 7) + i * (0.1 ** (1 / 7) - 20 ** (1 / 7))) ** 7)
+    assert log[-1] == karras[-1] == 0
+    plain = Process(schedule.scaled_linear(), shift.none())
+    assert float(dosde.grid.log_lam()(plain, 6)[0]) == pytest.approx(1)  # lam(1) = 14.6 is below 80
+    assert torch.allclose(dosde.grid.uniform(process, 5), torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], dtype=torch.float64))

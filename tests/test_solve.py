@@ -239,3 +239,59 @@ def test_nothing_in_the_loop_waits_for_the_device():
             dosde.solve(silent, torch.randn(1, 2, 8, 8), 5, 3, process=own)
         first, last = reads.index("call"), len(reads) - 1 - reads[::-1].index("call")
         assert reads[first : last + 1] == ["call"] * 5
+
+
+def test_the_state_is_float32_whatever_the_noise_is():
+    seen = []
+
+    def half(u, u_next, like):
+        seen.append(like.dtype)
+        return torch.randn(like.shape).bfloat16()
+
+    dosde.solve(model, torch.zeros(1, 4), 5, 2, process=PROCESS, noise=half)
+    assert set(seen) == {torch.float32}
+
+
+def test_a_model_that_uses_gradients_leaves_no_graph():
+    def guided(x, x_hat0, t):
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            return 0.5 * x - 0.1 * torch.autograd.grad((x**2).sum(), x)[0]
+
+    seen = []
+    x0 = dosde.solve(guided, torch.randn(1, 4), process=PROCESS, callback=lambda *a: seen.append(a))
+    assert not x0.requires_grad
+    assert not any(x_theta.requires_grad for _, _, _, x_theta in seen)
+
+
+def test_inside_inference_mode():
+    g = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    x_hat0 = torch.randn(1, 4)
+    outside = dosde.solve(model, x_hat0, process=PROCESS, noise=g())
+    with torch.inference_mode():
+        assert torch.equal(dosde.solve(model, x_hat0, process=PROCESS, noise=g()), outside)
+        assert float(PROCESS.f(0.25)) == pytest.approx(float(dosde.Process(PROCESS.schedule, PROCESS.shift).f(0.25)))
+    assert float(PROCESS.f(0.25)) < -7
+
+
+def test_another_default_device_does_not_matter():
+    with torch.device("meta"):
+        process = Process(schedule.from_alphas_cumprod([0.9, 0.5, 0.1]), shift.from_table([0.2, 0.6, 1.0]))
+        assert process.f(0.2).device.type == "cpu"
+        plan = dosde.plan(process, 3, 2)
+        assert dosde.presets.dossr(5)[1].device.type == "cpu"
+    assert plan == dosde.plan(process, 3, 2)
+
+
+def test_a_learned_schedule_can_be_planned():
+    scale = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    process = Process(schedule.ve(lambda t: scale * t), shift.cosine(0.5))
+    assert len(dosde.plan(process, 3, 2)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:order")
+def test_a_variable_that_saturates_drops_its_nodes():
+    """tanh(lam) is 1 to rounding above 20: those outputs coincide and drop out, and nothing is infinite."""
+    how = functools.partial(method.adams, variable=torch.tanh)
+    x0 = dosde.solve(lambda x, h, t: torch.full_like(x, 0.25), torch.zeros(1, 4), 50, 2, process=PROCESS, method=how)
+    assert torch.allclose(x0, torch.full((1, 4), 0.25), atol=1e-4)
