@@ -140,7 +140,8 @@ class Process:
                 "both must be finite and >= 0"
             )
         eta = self._eta(t)
-        return Marginal(t, alpha * (1 - eta), alpha * eta, sigma.expand(eta.shape))
+        rest = self.shift.rest(t) if isinstance(self.shift, _shift.Shift) and self.shift.rest else 1 - eta
+        return Marginal(t, alpha * rest, alpha * eta, sigma.expand(eta.shape))
 
     def _eta(self, t: Tensor) -> Tensor:
         eta = torch.as_tensor(self.shift(t), dtype=torch.float64, device="cpu")

@@ -17,10 +17,14 @@ from ._pchip import pchip
 
 @dataclass(frozen=True)
 class Shift:
-    """eta(t), and the time t1 in (0, 1] at which all of it has reached 1 (1 if it never does)."""
+    """eta(t), and the time t1 in (0, 1] at which all of it has reached 1 (1 if it never does).
+
+    `rest` may give 1 - eta with the digits that the subtraction loses where eta is close to 1.
+    """
 
     eta: Callable[[Tensor], Tensor]
     t1: float = 1.0
+    rest: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         _check_t1(self.t1)
@@ -42,8 +46,12 @@ def cosine(t1: float | Tensor = 0.5) -> Shift:
     tensor([0.0000, 0.5000, 1.0000, 1.0000], dtype=torch.float64)
     """
     t1 = _check_t1(t1)
-    # sin^2 of the half angle: the same number, exact to the last digits near t = 0.
-    return Shift(lambda t: torch.sin(math.pi / 2 * (t / t1).clamp(max=1)) ** 2, float(t1.max()))
+    # sin^2 and cos^2 of the half angle: the same numbers, exact to the last digits near t = 0 and t = t1.
+    return Shift(
+        lambda t: torch.sin(math.pi / 2 * (t / t1).clamp(max=1)) ** 2,
+        float(t1.max()),
+        lambda t: torch.sin(math.pi / 2 * ((t1 - t) / t1).clamp(min=0)) ** 2,
+    )
 
 
 def linear(t1: float | Tensor = 1.0) -> Shift:

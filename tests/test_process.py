@@ -166,6 +166,18 @@ def test_f_is_that_of_inference_mode():
     assert inside == [float(v(0.25)) for v in (process.f, process.h, process.g)]
 
 
+@pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-9])
+def test_a_keeps_its_digits_near_t1(gap):
+    """1 - eta = cos^2(pi t / 2 t1) ~ (pi gap / 2)^2, and f = d log a/dt ~ -2/(t1 - t)."""
+    process = Process(schedule.scaled_linear(), shift.cosine(0.5))
+    t = 0.5 * (1 - gap)
+    m, gap = process(t), (0.5 - t) / 0.5
+    assert float(m.a / m.alpha) == pytest.approx(math.sin(math.pi / 2 * gap) ** 2, rel=1e-12)
+    beta = 1000 * (0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * t) ** 2
+    assert float(process.f(t)) == pytest.approx(-beta / 2 - 2 * math.pi / math.tan(math.pi / 2 * gap), rel=1e-9)
+    assert float(process(0.5).a) == 0
+
+
 @given(t=st.floats(0, 1))
 def test_shifts_are_their_formulas(t):
     time = torch.tensor(t, dtype=torch.float64)
