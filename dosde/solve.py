@@ -41,7 +41,7 @@ def solve(
     """A sample of x0 given x_hat0, in `steps` model calls: the reverse domain-shift SDE (Eq. 7), or its ODE, solved.
 
     model     (x, x_hat0, t) -> x_theta, the estimate of x0 in the shape of x; t is a 0-dim float64 tensor on the host. It must
-              not write to x, which is the state of the loop, nor return one buffer anew: outputs are kept for later steps.
+              not write to x, which is the state of the loop, nor to what it returned: outputs are kept for later steps.
               A `Denoiser` makes one of a network and carries its process.
     x_hat0    the source (the low-resolution image brought to the shape of x0), floating, shape (batch, ...).
     order     1 to steps (`method.dos`: to 3).
@@ -57,7 +57,7 @@ def solve(
     eta = 1.
 
     Errors: ValueError or TypeError before the first model call for a wrong argument; afterwards for a model that returns
-    another shape or device (at once), or NaN or infinity (at the end, naming the step).
+    another shape or device, or writes to x or to an earlier output (at once), or NaN or infinity (at the end, naming the step).
 
     >>> import torch, dosde
     >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
@@ -156,12 +156,18 @@ def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Ste
 
 def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[Marginal]:
     """One marginal a time of the grid, checked."""
+    made: object = _grid.uniform if grid is None else grid
     try:
-        made = grid(process, steps) if callable(grid) else _grid.uniform(process, steps) if grid is None else grid
-        times = torch.as_tensor(made, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, RuntimeError) as error:
+        made = made(process, steps) if callable(made) else made
+    except TypeError as error:
         raise TypeError(
-            f"grid: {grid!r}; a function (process, steps) -> times, such as grid.karras(), or {steps + 1} times are needed"
+            f"grid: {grid!r} fails as (process, steps) -> times ({error}); grid.karras(), say, is needed"
+        ) from error
+    try:
+        times = torch.as_tensor(made, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"grid: {made!r}; a function (process, steps) -> times, such as grid.karras(), or {steps + 1} times are needed"
         ) from error
     if times.shape != (steps + 1,):
         raise ValueError(f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed")

@@ -165,7 +165,9 @@ def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
             )
         assert results[1].isfinite().all()
         eps = torch.finfo(dtype).eps
-        assert float((results[0] - results[1]).abs().max()) < 12 * eps
+        difference = results[0] - results[1]
+        assert float(difference.std()) < 2 * eps  # the network's own rounding, through weights that sum to a few
+        assert float(difference.abs().max()) < 10 * eps
 
 
 def network(process, predicts):
