@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
     "dos": (method.dos, (1, 2, 3)),
     "adams": (method.adams, (1, 2, 3, 4)),
     "adams, log lam": (functools.partial(method.adams, variable=expansion.log_lam), (2, 3)),
-    "posterior": (method.posterior, (1,)),
+    "resshift": (method.resshift, (1,)),
     "ode": (method.ode, (1, 2, 3, 4)),
     "ode, log lam": (functools.partial(method.ode, variable=expansion.log_lam), (2, 3)),
 }
@@ -175,7 +175,7 @@ def measure(counts: dict[str, tuple[int, ...]]) -> list[dict[str, object]]:
         deterministic = name in DETERMINISTIC
         for order in orders:
             errors = {}
-            if name != "posterior":
+            if name != "resshift":
                 errors["drift"] = [drift(how, order, n, deterministic) for n in counts["drift"]]
             if deterministic:
                 errors["ode"] = [ode(how, order, n) for n in counts["ode"]]

@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
     "dos": (method.dos, 3),
     "adams": (method.adams, None),
     "ode": (method.ode, None),
-    "posterior": (method.posterior, 1),
+    "resshift": (method.resshift, 1),
 }
 _NEEDS_IMAGES = "dosde upscale needs the extra 'images' (in the repository: pip install '.[images]')"
 

@@ -82,18 +82,18 @@ def ode(marginals: Sequence[Marginal], order: int, variable: Variable = expansio
     return _steps(m, torch.ones_like(rho), expansion.weights(m.lam, order, power=1, variable=variable))
 
 
-def posterior(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
-    """q(x_t | x_s, x_hat0, x0 = x_theta) of the paper's chain (Eq. 3): c = alpha_s sigma_t / (alpha_t sigma_s).
+def resshift(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
+    """The posterior q(x_t | x_s, x_hat0, x0 = x_theta) of the paper's chain (Eq. 3): c = alpha_s sigma_t / (alpha_t sigma_s).
 
-    The published samplers of ResShift (on its process, where c = sqrt(eta_t/eta_s)) and of DDPM (eta = 0, where it is dos of
-    order 1). Errors: ValueError for an order above 1.
+    On its process, where c = sqrt(eta_t/eta_s), the published sampler of ResShift; at eta = 0 that of DDPM, which is dos of
+    order 1 there. Errors: ValueError for an order above 1.
     """
     if order > 1:
-        raise ValueError(f"order: {order}; posterior has order 1 only")
+        raise ValueError(f"order: {order}; resshift has order 1 only")
     m = _stacked(marginals)
     c = m.alpha[:-1] * m.sigma[1:] / (m.alpha[1:] * m.sigma[:-1])
     if not (c <= 1 + 1e-9).all():
-        raise ValueError("method: posterior needs sigma/alpha to rise with t, as the chain of Eq. 3 does; take dos or ode")
+        raise ValueError("method: resshift needs sigma/alpha to rise with t, as the chain of Eq. 3 does; take dos or ode")
     c = c.clamp(max=1)
     return _steps(m, c, (1 - c * expansion.ratio(m.lam))[None])
 

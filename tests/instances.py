@@ -52,9 +52,9 @@ METHODS = {
     "ode": method.ode,
     "ode_log": partial(method.ode, variable=expansion.log_lam),
     "ode_v": partial(method.ode, variable=v2),
-    "posterior": method.posterior,
+    "resshift": method.resshift,
 }
-MOST = {"dos": 3, "posterior": 1}  # the highest order of a method, where there is one
+MOST = {"dos": 3, "resshift": 1}  # the highest order of a method, where there is one
 
 GRIDS = {
     "uniform": grid.uniform,

@@ -47,7 +47,7 @@ BEFORE = {
     "order 1.0": (run(order=1.0), TypeError, r"order: 1\.0; a positive integer"),
     "order > steps": (run(steps=2, order=3), ValueError, r"order: 3 with steps = 2; 1 to 2"),
     "order 4 of dos": (run(steps=5, order=4), ValueError, r"order: 4; dos has orders 1 to 3"),
-    "order 2 of posterior": (run(order=2, method=method.posterior), ValueError, r"order: 2; posterior has order 1"),
+    "order 2 of resshift": (run(order=2, method=method.resshift), ValueError, r"order: 2; resshift has order 1"),
     # the grid
     "times increasing": (
         run(2, 1, grid=[0.0, 0.3, 0.5]),
@@ -101,10 +101,10 @@ BEFORE = {
         ValueError,
         r"t: 0\.0; .* no derivative there: .* expm1",
     ),
-    "posterior where sigma/alpha falls": (
-        solve(model, X, 5, 1, process=BRIDGE, method=method.posterior, grid=[0.95, 0.8, 0.6, 0.4, 0.2, 0.0]),
+    "resshift where sigma/alpha falls": (
+        solve(model, X, 5, 1, process=BRIDGE, method=method.resshift, grid=[0.95, 0.8, 0.6, 0.4, 0.2, 0.0]),
         ValueError,
-        r"method: posterior needs sigma/alpha to rise",
+        r"method: resshift needs sigma/alpha to rise",
     ),
     "chain where sigma/alpha falls": (made(BRIDGE.chain, 0.6, 0.8), ValueError, r"s, t: 0\.6, 0\.8; sigma/alpha falls"),
     "sample of integers": (made(PROCESS.sample, X.int(), X, 0.3, X), TypeError, r"x: torch.int32; a floating tensor"),

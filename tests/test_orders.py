@@ -6,7 +6,7 @@ from convergence import DETERMINISTIC, METHODS, QUICK, drift, ode, slope, strong
 STOCHASTIC = [(name, order) for name, (_, orders) in METHODS.items() if name not in DETERMINISTIC for order in orders]
 ODES = [(name, order) for name, (_, orders) in METHODS.items() if name in DETERMINISTIC for order in orders]
 # The paper's third solver keeps the two-point first derivative.
-EXPANSION = {(name, order): min(order, 2) if name == "dos" else order for name, order in STOCHASTIC if name != "posterior"}
+EXPANSION = {(name, order): min(order, 2) if name == "dos" else order for name, order in STOCHASTIC if name != "resshift"}
 
 
 def measured(study, name, order, *args):
@@ -27,7 +27,7 @@ def test_an_ode_method_has_its_order(name, order):
     assert measured(weak, name, order) == pytest.approx(order, abs=0.2)
 
 
-@pytest.mark.parametrize(("name", "order"), [p for p in STOCHASTIC if p[0] != "posterior"])
+@pytest.mark.parametrize(("name", "order"), [p for p in STOCHASTIC if p[0] != "resshift"])
 def test_strong_order_1(name, order):
     assert measured(strong, name, order) == pytest.approx(1, abs=0.2)
 
@@ -46,4 +46,4 @@ def test_on_the_default_grid_the_last_steps_leave_order_1(name, order):
 
 def test_the_posterior_of_the_chain_does_not_follow_the_path_of_the_sde():
     """It has the marginals, not the joint law: its noise is less than that of Eq. 7, however small the step."""
-    assert measured(strong, "posterior", 1) == pytest.approx(0, abs=0.2)
+    assert measured(strong, "resshift", 1) == pytest.approx(0, abs=0.2)

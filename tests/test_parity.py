@@ -84,7 +84,7 @@ def test_resshift_sequence_and_posterior(name, T, eta_min):
     m = process(times[:-1].flip(0))
     assert m.b.numpy() == pytest.approx(RESSHIFT[f"{name}/etas"], rel=1e-12)
     assert m.sigma.numpy() == pytest.approx(2 * np.sqrt(RESSHIFT[f"{name}/etas"]), rel=1e-12)
-    plan = dosde.plan(process, T, 1, method=method.posterior, grid=times)[::-1]
+    plan = dosde.plan(process, T, 1, method=method.resshift, grid=times)[::-1]
     for ours, theirs in (
         ([s.keep for s in plan], "posterior_mean_coef1"),
         ([s.new[0] for s in plan], "posterior_mean_coef2"),
@@ -111,7 +111,7 @@ def test_resshift_trajectories(name, T, eta_min):
         T,
         1,
         process=process,
-        method=method.posterior,
+        method=method.resshift,
         grid=torch.linspace(1, 0, T + 1, dtype=torch.float64),
         noise=lambda u, u_next, like: next(noise),
         callback=lambda i, t, x, x_theta: states.append(x),

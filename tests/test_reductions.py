@@ -42,7 +42,7 @@ def test_ddim(pair):
 @given(pair=times)
 def test_posterior_of_ddpm_is_solver_1(pair):
     _, _, dos = step(method.dos, pair)
-    _, _, ddpm = step(method.posterior, pair)
+    _, _, ddpm = step(method.resshift, pair)
     for name in ("keep", "noise"):
         assert getattr(dos, name) == pytest.approx(getattr(ddpm, name), rel=1e-11)
     assert dos.new[0] == pytest.approx(ddpm.new[0], rel=1e-11)
@@ -51,7 +51,7 @@ def test_posterior_of_ddpm_is_solver_1(pair):
 @given(pair=times)
 def test_ddpm_posterior_as_published(pair):
     """Ho et al. 2020, Eq. 7: mean and variance of q(x_s | x_t, x_0) with the beta of a step from s to t."""
-    m, n, ours = step(method.posterior, pair)
+    m, n, ours = step(method.resshift, pair)
     ratio = float((m.alpha / n.alpha) ** 2)
     beta, before, after = 1 - ratio, float(n.alpha**2), float(m.alpha**2)
     assert ours.new[0] == pytest.approx(math.sqrt(before) * beta / (1 - after), rel=1e-9)

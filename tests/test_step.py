@@ -80,7 +80,7 @@ def test_identities_on_any_schedule_shift_and_times(name, t1, beta, times, order
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_from_eta_1_forgets_x_or_keeps_its_noise(name):
-    """At a_s = 0, rho = 0: the SDE (and the posterior, in part) draws new noise, the ODE keeps the old; nothing is infinite."""
+    """At a_s = 0, rho = 0: the SDE (and resshift, in part) draws new noise, the ODE keeps the old; nothing is infinite."""
     process = Process(schedule.scaled_linear(), shift.cosine(0.5))
     first, last = dosde.plan(process, 1, 1, method=METHODS[name], grid=[0.5, 0.0])[0], process(0.2)
     assert (first.keep, first.hat, first.new, first.noise) == (0, 0, (1.0,), 0)
@@ -88,7 +88,7 @@ def test_a_step_from_eta_1_forgets_x_or_keeps_its_noise(name):
     if name.startswith("ode"):
         assert step.keep == pytest.approx(float(last.sigma / process(0.5).sigma), rel=1e-15)
         assert step.noise == 0
-    elif name != "posterior":
+    elif name != "resshift":
         assert step.keep == 0
         assert step.noise == pytest.approx(float(last.sigma), rel=1e-15)
 
