@@ -5,7 +5,7 @@
 schedule, shift -> Process -> plan of Steps (method, grid) -> solve. Each module begins with the equations that it computes.
 """
 
-from . import expansion, grid, method, noise, prediction, presets, process, schedule, shift
+from . import expansion, grid, method, noise, objective, prediction, presets, process, schedule, shift
 from .prediction import Denoiser
 from .process import Marginal, Process
 from .solve import plan, solve
@@ -18,6 +18,7 @@ __all__ = [
     "grid",
     "method",
     "noise",
+    "objective",
     "plan",
     "prediction",
     "presets",

@@ -45,3 +45,22 @@ def karras(lam_max: float = 80.0, lam_min: float = 0.03, rho: float = 7.0) -> Gr
         return torch.cat([process.time(lams.clamp(max=most)), end])
 
     return grid
+
+
+def respaced(T: int) -> Grid:
+    """ResShift's: of a table of T steps the indices floor(i T/steps), i = steps - 1 .. 0, then t = 0.
+
+    Index 0 is kept, and the last one, T - 1, only if steps = T.
+
+    >>> import dosde
+    >>> respaced(15)(dosde.process.resshift(), 4) * 15
+    tensor([12.,  8.,  4.,  1.,  0.], dtype=torch.float64)
+    """
+
+    def grid(process: Process, steps: int) -> Tensor:
+        if not 2 <= steps <= T:
+            raise ValueError(f"steps: {steps}; 2 to T = {T} is needed on a respaced table")
+        indices = [i * T // steps for i in reversed(range(steps))]
+        return torch.tensor([*(i + 1 for i in indices), 0], dtype=torch.float64, device="cpu") / T
+
+    return grid

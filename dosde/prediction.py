@@ -2,15 +2,19 @@
 
 With m = (a, b, sigma) at t, alpha = a + b, and x = a x0 + b x_hat0 + sigma eps:
 
-    x0      x0 itself
-    eps     (x - a x0 - b x_hat0) / sigma                       the paper's noise (Eq. 29)
-    vp_eps  (x - alpha x0) / sigma                              the noise of plain diffusion, no x_hat0 in it:
+    x0         x0 itself
+    eps        (x - a x0 - b x_hat0) / sigma                    the paper's noise (Eq. 29)
+    vp_eps     (x - alpha x0) / sigma                           the noise of plain diffusion, no x_hat0 in it:
                                                                 what the released DoSSR network predicts
-    v       alpha vp_eps - sigma x0                             the velocity of plain diffusion
-    score   -eps / sigma                                        Eq. 9
+    v          alpha vp_eps - sigma x0                          the velocity of plain diffusion
+    residual   x_hat0 - x0                                      what the shift adds to x0
+    sigma_eps  x - a x0 - b x_hat0                              the noise as it stands in x
+    score      -eps / sigma                                     Eq. 9
 
-x0 cannot be had from eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0. At
-sigma = 0 there is no noise to be told from x.
+ResShift's four are x0 (its xstart), residual, eps (epsilon) and sigma_eps (epsilon_scale: kappa sqrt(eta) eps).
+
+x0 cannot be had from eps, sigma_eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0.
+At sigma = 0 there is no noise to be told from x.
 """
 
 import functools
@@ -23,8 +27,8 @@ from torch import Tensor
 
 from .process import HALF, Marginal, Process
 
-Kind = Literal["x0", "eps", "vp_eps", "v", "score"]
-Predicts = Literal["x0", "eps", "vp_eps", "v"]
+Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps"]
+Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps"]
 Net = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -45,12 +49,21 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     if target == "score":
         _require(m.sigma, "sigma", m, "the score is infinite")
         return convert(value, x, x_hat0, m, source, "eps") / -m.sigma.to(x)
+    if (source, target) == ("eps", "sigma_eps"):  # these two need no x0, which does not follow from them at a = 0
+        return m.sigma.to(x) * value
+    if (source, target) == ("sigma_eps", "eps"):
+        _require(m.sigma, "sigma", m, "there is no eps")
+        return value / m.sigma.to(x)
     on_value, on_x, on_source = (c.to(x) for c in to_x0(source, m))
     x0 = on_value * value + on_x * x + on_source * x_hat0
     if target == "x0":
         return x0
-    _require(m.sigma, "sigma", m, f"there is no {target}")
+    if target == "residual":
+        return x_hat0 - x0
     a, b, alpha, sigma = (c.to(x) for c in (m.a, m.b, m.alpha, m.sigma))
+    if target == "sigma_eps":
+        return x - a * x0 - b * x_hat0
+    _require(m.sigma, "sigma", m, f"there is no {target}")
     if target == "eps":
         return (x - a * x0 - b * x_hat0) / sigma
     vp_eps = (x - alpha * x0) / sigma
@@ -62,16 +75,18 @@ def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     zero = torch.zeros_like(m.a)
     if source == "x0":
         return torch.ones_like(m.a), zero, zero
-    if source == "eps":
-        _require(m.a, "a", m, "x0 does not follow from eps; predict vp_eps, v or x0 instead, or start below t1")
-        return -m.sigma / m.a, 1 / m.a, -m.b / m.a
+    if source == "residual":
+        return -torch.ones_like(m.a), zero, torch.ones_like(m.a)
+    if source in ("eps", "sigma_eps"):
+        _require(m.a, "a", m, f"x0 does not follow from {source}; predict vp_eps, v or x0 instead, or start below t1")
+        return -(m.sigma if source == "eps" else 1) / m.a, 1 / m.a, -m.b / m.a
     if source == "vp_eps":
         _require(m.alpha, "alpha", m, "x0 does not follow from vp_eps; predict v or x0 instead")
         return -m.sigma / m.alpha, 1 / m.alpha, zero
     if source == "v":
         norm = m.alpha**2 + m.sigma**2
         return -m.sigma / norm, m.alpha / norm, zero
-    raise ValueError(f"source: {source!r}; one of x0, eps, vp_eps, v")
+    raise ValueError(f"source: {source!r}; one of {', '.join(get_args(Predicts))}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +114,9 @@ class Denoiser:
             raise TypeError(f"process: {self.process!r}; a dosde.Process is needed")
         if self.predicts not in get_args(Predicts):
             kinds = ", ".join(get_args(Predicts))
-            hint = "diffusers' epsilon is vp_eps here, v_prediction is v, sample is x0"
+            hint = (
+                "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; ResShift's epsilon eps, epsilon_scale sigma_eps"
+            )
             raise ValueError(f"predicts: {self.predicts!r}; one of {kinds} ({hint})")
 
     @functools.cached_property
@@ -121,7 +138,7 @@ class Denoiser:
             return value
         on_value, on_x, on_source = self.coefficients(float(t), x.device, x.dtype)
         x_theta = x * on_x + value.to(x.dtype) * on_value
-        if self.predicts == "eps":
+        if isinstance(on_source, Tensor) or on_source:
             x_theta += x_hat0.to(x.dtype) * on_source
         return x_theta
 

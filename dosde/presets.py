@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from . import schedule, shift
-from .process import Process
+from . import grid, schedule, shift
+from . import process as _process
+from .process import Marginal, Process
 
 
 def dossr(steps: int = 5, t1: float = 0.5) -> tuple[Process, Tensor]:
@@ -33,3 +34,26 @@ def dossr(steps: int = 5, t1: float = 0.5) -> tuple[Process, Tensor]:
         index += (T1 - 1) / steps
         indices.append(round(index))
     return process, (torch.tensor(indices[::-1], dtype=torch.float64, device="cpu") + 1) / T
+
+
+_RESSHIFT = {15: 0.02**2, 4: 0.1**2}  # T and eta_min
+
+
+def resshift(steps: int = 15, T: int = 15) -> tuple[Process, Tensor]:
+    """The released ResShift: (process, times) for solve(..., order=1, process=process, grid=times, method=method.resshift).
+
+    T = 15, its first release, or T = 4, its later one; fewer steps are respaced as there (`grid.respaced`).
+    Other settings: `process.resshift` and `grid.respaced`. Errors: ValueError.
+    """
+    if T not in _RESSHIFT:
+        raise ValueError(f"T: {T}; 15 or 4, the released ones, is needed (process.resshift has others)")
+    process = _process.resshift(T, eta_min=_RESSHIFT[T])
+    return process, grid.respaced(T)(process, steps)
+
+
+def resshift_input_scale(m: Marginal, latent: bool = True) -> Tensor:
+    """What ResShift's networks want x multiplied by: 1/sqrt(sigma^2 + 1) in latent space, 1/(3 sigma + 1) on pixels.
+
+    1 is the std of a latent, and 3 sigma + 1 the range of a noisy pixel of [-1, 1].
+    """
+    return 1 / torch.sqrt(m.sigma**2 + 1) if latent else 1 / (3 * m.sigma + 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dosde
-from dosde import grid, method, noise, prediction, presets, schedule, shift
+from dosde import grid, method, noise, objective, prediction, presets, schedule, shift
 from dosde.process import Process, resshift
 
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
@@ -222,13 +222,36 @@ BEFORE = {
     "predicts": (
         made(dosde.Denoiser, model, PROCESS, "epsilon"),
         ValueError,
-        r"predicts: 'epsilon'; one of x0, eps, vp_eps, v",
+        r"predicts: 'epsilon'; one of x0, eps, vp_eps, v, residual, sigma_eps \(.* ResShift's epsilon eps",
     ),
     "convert": (
         made(prediction.convert, X, X, X, PROCESS(0.1), "x", "v"),
         ValueError,
         r"source: 'x'; one of x0, eps, vp_eps, v, score",
     ),
+    "sigma_eps at a = 0": (
+        solve(dosde.Denoiser(model, PROCESS, "sigma_eps"), X),
+        ValueError,
+        r"t: 0\.5; a = 0 there, where x0 does not follow from sigma_eps",
+    ),
+    "target of": (
+        made(objective.target, "epsilon", PROCESS, X, X, 0.1, X),
+        ValueError,
+        r"predicts: 'epsilon'; one of x0, eps, vp_eps, v, residual, sigma_eps",
+    ),
+    "target at sigma = 0": (
+        made(objective.target, "v", PROCESS, X, X, 0.0, X),
+        ValueError,
+        r"t: 0\.0; there is no v where sigma = 0",
+    ),
+    "bound of one step": (
+        made(objective.bound_weights, "x0", PROCESS, [0.3, 0.0]),
+        ValueError,
+        r"times: \[0\.3, 0\.0\]; no step has noise",
+    ),
+    "respaced to one": (made(presets.resshift, 1), ValueError, r"steps: 1; 2 to T = 15 is needed"),
+    "respaced to more": (made(presets.resshift, 5, 4), ValueError, r"steps: 5; 2 to T = 4 is needed"),
+    "resshift T": (made(presets.resshift, 5, 10), ValueError, r"T: 10; 15 or 4"),
     "dossr steps": (made(presets.dossr, 500), ValueError, r"steps: 500; fewer than the 500 indices"),
     "dossr t1": (made(presets.dossr, 5, 1.5), ValueError, r"t1: 1\.5; a time in \(0, 1\]"),
 }

@@ -1,4 +1,4 @@
-"""Parity with numbers recorded from the released DoSSR and ResShift codes (tests/data/README.md)."""
+"""Parity with numbers recorded from the released DoSSR code (tests/data/README.md)."""
 
 from pathlib import Path
 
@@ -7,13 +7,10 @@ import pytest
 import torch
 
 import dosde
-from dosde import method
-from dosde.process import resshift
 
 DATA = Path(__file__).parent / "data"
 SCHEDULES = np.load(DATA / "dossr_schedules.npz")
 TRAJECTORIES = np.load(DATA / "dossr_trajectories.npz")
-RESSHIFT = np.load(DATA / "resshift.npz")
 STEPS = (1, 2, 3, 4, 5, 7, 10, 15)
 
 
@@ -74,48 +71,3 @@ def test_trajectories_of_solver_1_2_3(order, steps, dtype, tolerance):
     ):
         expected = TRAJECTORIES[recorded + theirs]
         assert np.abs(ours.numpy() - expected).max() <= tolerance * np.abs(expected).max()
-
-
-@pytest.mark.parametrize(("name", "T", "eta_min"), [("T15", 15, 0.02**2), ("T4", 4, 0.1**2)])
-def test_resshift_sequence_and_posterior(name, T, eta_min):
-    """Its etas, and the mean and variance of its posterior as one step of ours."""
-    process = resshift(T, eta_min=eta_min)
-    times = torch.linspace(1, 0, T + 1, dtype=torch.float64)
-    m = process(times[:-1].flip(0))
-    assert m.b.numpy() == pytest.approx(RESSHIFT[f"{name}/etas"], rel=1e-12)
-    assert m.sigma.numpy() == pytest.approx(2 * np.sqrt(RESSHIFT[f"{name}/etas"]), rel=1e-12)
-    plan = dosde.plan(process, T, 1, method=method.resshift, grid=times)[::-1]
-    for ours, theirs in (
-        ([s.keep for s in plan], "posterior_mean_coef1"),
-        ([s.new[0] for s in plan], "posterior_mean_coef2"),
-        ([s.noise**2 for s in plan], "posterior_variance"),
-    ):
-        assert ours == pytest.approx(RESSHIFT[f"{name}/{theirs}"], abs=1e-13)
-    assert max(abs(s.hat) for s in plan) < 1e-14
-
-
-@pytest.mark.parametrize(("name", "T", "eta_min"), [("T15", 15, 0.02**2), ("T4", 4, 0.1**2)])
-def test_resshift_trajectories(name, T, eta_min):
-    process = resshift(T, eta_min=eta_min)
-    y = torch.from_numpy(RESSHIFT["y"])
-    noise = iter([torch.from_numpy(RESSHIFT["noise_init"]), *torch.from_numpy(RESSHIFT["noise_steps"])])
-
-    def model(x, x_hat0, t):
-        scaled = x / (4 * process(t).b + 1).sqrt()
-        return torch.tanh(0.3 * scaled + 0.5 * x_hat0) + 0.01 * round(T * float(t) - 1)
-
-    states = []
-    final = dosde.solve(
-        model,
-        y,
-        T,
-        1,
-        process=process,
-        method=method.resshift,
-        grid=torch.linspace(1, 0, T + 1, dtype=torch.float64),
-        noise=lambda u, u_next, like: next(noise),
-        callback=lambda i, t, x, x_theta: states.append(x),
-    )
-    states = torch.stack([*states, final]).numpy()
-    assert states[0] == pytest.approx(RESSHIFT[f"{name}/x_T"], abs=1e-12)
-    assert states[1:] == pytest.approx(RESSHIFT[f"{name}/sample"], abs=1e-11)

@@ -1,4 +1,4 @@
-"""One network in four prediction types; conversions, and where they are undefined."""
+"""One network in six prediction types; conversions, and where they are undefined."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from dosde import prediction, schedule, shift
 from dosde.prediction import convert
 from dosde.process import Process
 
-KINDS = ("x0", "eps", "vp_eps", "v", "score")
+KINDS = ("x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps")
 PAIRS = list(itertools.product(KINDS, KINDS))
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 
@@ -26,7 +26,15 @@ def as_defined(x, x_hat0, x0, m):
     """Each kind from x0, straight from its definition."""
     vp_eps = (x - (m.a + m.b) * x0) / m.sigma
     eps = (x - m.a * x0 - m.b * x_hat0) / m.sigma
-    return {"x0": x0, "eps": eps, "vp_eps": vp_eps, "v": (m.a + m.b) * vp_eps - m.sigma * x0, "score": -eps / m.sigma}
+    return {
+        "x0": x0,
+        "eps": eps,
+        "vp_eps": vp_eps,
+        "v": (m.a + m.b) * vp_eps - m.sigma * x0,
+        "score": -eps / m.sigma,
+        "residual": x_hat0 - x0,
+        "sigma_eps": m.sigma * eps,
+    }
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -46,21 +54,24 @@ def test_at_eta_1_all_is_finite_but_x0_from_eps(source, target):
     m = PROCESS(0.5)
     x, x_hat0, x0 = randn(4), randn(4), randn(4)
     values = as_defined(x, x_hat0, x0, m)
-    if source in ("eps", "score") and target in ("x0", "vp_eps", "v"):
-        with pytest.raises(ValueError, match=r"t: 0\.5; a = 0 there, where x0 does not follow from eps"):
+    noises = ("eps", "score", "sigma_eps")
+    if source in noises and target not in noises:
+        name = "sigma_eps" if source == "sigma_eps" else "eps"
+        with pytest.raises(ValueError, match=rf"t: 0\.5; a = 0 there, where x0 does not follow from {name};"):
             convert(values[source], x, x_hat0, m, source, target)
     else:
         assert torch.allclose(convert(values[source], x, x_hat0, m, source, target), values[target])
 
 
 @pytest.mark.parametrize("target", KINDS)
-def test_at_sigma_0_only_x0_is_left(target):
+def test_at_sigma_0_only_what_needs_no_noise_is_left(target):
     m = PROCESS(0.0)
     x, x_hat0 = randn(4), randn(4)
-    if target == "x0":
-        for source in ("x0", "eps", "vp_eps", "v"):
-            value = x if source == "x0" else torch.zeros_like(x)
-            assert torch.allclose(convert(value, x, x_hat0, m, source, "x0"), x)
+    expected = {"x0": x, "residual": x_hat0 - x, "sigma_eps": torch.zeros_like(x)}
+    if target in expected:
+        for source in ("x0", "eps", "vp_eps", "v", "residual", "sigma_eps"):
+            value = expected.get(source, torch.zeros_like(x))
+            assert torch.allclose(convert(value, x, x_hat0, m, source, target), expected[target])
     else:
         with pytest.raises(ValueError, match="sigma = 0 there"):
             convert(x, x, x_hat0, m, "x0", target)
@@ -72,9 +83,9 @@ def test_x0_does_not_follow_from_vp_eps_at_alpha_0():
         convert(randn(4), randn(4), randn(4), m, "vp_eps", "x0")
 
 
-@pytest.mark.parametrize("predicts", ["x0", "eps", "vp_eps", "v"])
+@pytest.mark.parametrize("predicts", [kind for kind in KINDS if kind != "score"])
 @pytest.mark.parametrize("name", ["scaled_linear-cosine", "ve-linear", "resshift", "scaled_linear-channels"])
-def test_one_network_in_four_types_gives_one_x_theta(predicts, name):
+def test_one_network_in_all_types_gives_one_x_theta(predicts, name):
     process = (PROCESSES | FIELD_PROCESSES)[name]
     x_hat0 = randn(2, 3, 3, 4)
     times = [0.25, 0.2, 0.1, 0.02]
@@ -104,7 +115,7 @@ def test_one_network_in_four_types_gives_one_x_theta(predicts, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("predicts", ["eps", "vp_eps", "v"])
+@pytest.mark.parametrize("predicts", ["eps", "vp_eps", "v", "residual", "sigma_eps"])
 def test_only_the_network_is_rounded(dtype, predicts):
     """A half-precision network whose output is exact: x_theta is that of float32, at eps near a = 0 too."""
     process, times = dosde.presets.dossr(5)
