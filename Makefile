@@ -1,6 +1,6 @@
 # make demo   upscale the bundled photograph (sets up .venv first)
 # make test   all tests            make lint   ruff and mypy
-# make docs   API pages in site/   make bench  the tables and plots of docs/ (about three minutes)
+# make docs   API pages in site/   make bench  the tables and plots of docs/ (about four minutes)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -26,6 +26,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/convergence.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/interop.py
 
 # One stamp an extra: set up once, and again when what is installed changes.
 $(VENV)/.%: pyproject.toml constraints.txt

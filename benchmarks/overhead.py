@@ -101,7 +101,7 @@ def diffusers(scheduler: Any, shape: tuple[int, ...], prefilled: bool, fresh: bo
 
 
 def k_diffusion(shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
-    sampling = _k_diffusion_sampling()
+    sampling = k_diffusion_sampling()
     x, output, z = (torch.randn(shape) for _ in range(3))
     sigmas = sampling.get_sigmas_karras(STEPS, 0.03, 14.6)
     noise = (lambda s, s_next: z) if prefilled else (lambda s, s_next: torch.randn(shape))
@@ -110,7 +110,7 @@ def k_diffusion(shape: tuple[int, ...], prefilled: bool, fresh: bool) -> Loop:
 
 
 @functools.cache
-def _k_diffusion_sampling() -> Any:
+def k_diffusion_sampling() -> Any:
     """k_diffusion.sampling without the rest of its package, which needs torchvision. Errors: ImportError."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None:
@@ -118,10 +118,16 @@ def _k_diffusion_sampling() -> Any:
     package: Any = types.ModuleType("k_diffusion")
     package.__path__ = spec.submodule_search_locations
     sys.modules["k_diffusion"] = package
-    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
-    return importlib.import_module("k_diffusion.sampling")
+    stubs = [n for n in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional") if n not in sys.modules]
+    for name in stubs:
+        sys.modules[name] = types.ModuleType(name)
+    if "torchvision.transforms" in stubs:
+        sys.modules["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
+    try:
+        return importlib.import_module("k_diffusion.sampling")
+    finally:
+        for name in stubs:
+            del sys.modules[name]
 
 
 def contenders() -> dict[str, Callable[[tuple[int, ...], bool, bool], Loop]]:
@@ -143,7 +149,7 @@ def contenders() -> dict[str, Callable[[tuple[int, ...], bool, bool], Loop]]:
     except ImportError:
         pass
     try:
-        _k_diffusion_sampling()
+        k_diffusion_sampling()
         made["k-diffusion 2M SDE"] = k_diffusion
     except ImportError:
         pass

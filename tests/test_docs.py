@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import convergence
+import interop
 import overhead
 import pytest
 import report
@@ -17,7 +18,7 @@ def test_examples_run(path, capsys):
     """All Python blocks of a document, one after the other, as one script."""
     blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     script = "\n".join(blocks)
-    if path.name in ("README.md", "own_model.md", "methods.md"):
+    if path.name in ("README.md", "own_model.md", "methods.md", "interop.md"):
         assert blocks
     exec(compile(script, str(path), "exec"), {"__name__": "example"})
     for comment in re.findall(r"^    print\(error\) +# (.*)$", script, flags=re.MULTILINE):
@@ -43,6 +44,8 @@ def test_tables_are_what_the_benchmarks_wrote():
     inside = report.between((ROOT / "docs" / "benchmarks.md").read_text(), "overhead")[1]
     rows, counts = costs["times"], costs["counts"]
     assert inside.strip() == overhead.table(rows, counts) + "\n\n" + overhead.goals(rows, counts)
+    numbers, document = report.load("interop"), (ROOT / "docs" / "interop.md").read_text()
+    assert report.between(document, "interop")[1].strip() == interop.table(numbers["steps"], numbers["rows"])
 
 
 def test_the_readme_names_make_targets_that_exist():

@@ -1,0 +1,184 @@
+"""k-diffusion, both ways, without importing it. Its samplers know one process, y = x0 + sigma eps; ours all become it by
+
+    y = (x - b x_hat0) / a,      sigma := lam
+
+`as_denoiser` lets any of its samplers (and of whatever else takes denoised = f(y, sigma)) run a domain-shift model.
+`sample_dosde` is a sampler of ours under its signature, for models of its kind.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dosde.expansion import log_lam
+from dosde.method import Coefficient, Method, adams
+from dosde.noise import Independent
+from dosde.prediction import Denoiser
+from dosde.process import Process
+from dosde.schedule import ve
+from dosde.shift import none
+from dosde.solve import Model, _check_source, _described, _process_of, solve
+
+_in_log_lam = functools.partial(adams, variable=log_lam)  # their grids end with a long step to 0, of first order in this
+
+
+def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) -> Callable[..., Tensor]:
+    """A model of ours, for one source, as a denoiser of theirs: f(y, sigma, **extra_args) -> x_theta, y like x_hat0.
+
+    sigma has shape (batch,) and one value: lam at t = process.time(sigma), where the model is called at x = a y + b x_hat0
+    (with extra_args as keywords). A solve of ours that starts at time t starts in y at x_hat0 + sigma z:
+
+        times = torch.linspace(0.9 * process.t1, 0, 11)             # lam is infinite where a = 0, so below t1
+        sigmas = process(times).lam
+        x0 = sample_dpmpp_2m(as_denoiser(model, x_hat0, process), x_hat0 + sigmas[0] * z, sigmas)
+
+    As in `solve`, what is computed here is float32 at least, whatever the dtype of y and of x_hat0. Errors: ValueError or
+    TypeError; for a field eta, whose lam is not one number, too.
+
+    >>> import torch, dosde
+    >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
+    >>> x_hat0 = torch.zeros(1, 3, 16, 16)
+    >>> f = as_denoiser(lambda x, x_hat0, t: x_hat0 + t, x_hat0, process)
+    >>> print(f"{f(x_hat0, torch.tensor([1.387])).mean():.4f}")  # lam is 1.387 at t = 0.25
+    0.2500
+    """
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(f"model: {_described(model)}; a function (x, x_hat0, t) -> x_theta is needed")
+    process = _process_of(model, process)
+    _check_source(x_hat0, process)
+    if process.field_shape:
+        raise ValueError(f"process: eta is a field of shape {process.field_shape}; one lam for all of x is needed")
+    most = float(process(process.t1).lam)
+
+    @functools.lru_cache(maxsize=4096)
+    def place(sigma: float) -> tuple[Tensor, float, float]:
+        """t, a and b."""
+        if most < sigma <= most * (1 + 1e-6):  # the largest lam, in float32
+            sigma = most
+        try:
+            t = process.time(sigma)
+        except ValueError as error:
+            raise ValueError(f"sigma: {sigma:g}, as {error}") from None
+        m = process(t)
+        return t, m.a.item(), m.b.item()
+
+    def f(y: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        if not isinstance(y, Tensor) or y.shape != x_hat0.shape or not y.is_floating_point():
+            raise ValueError(f"y: {_described(y)}; a floating tensor of shape {tuple(x_hat0.shape)}, that of x_hat0, is needed")
+        t, a, b = place(_one_value(sigma, len(y)))
+        dtype = torch.promote_types(torch.promote_types(y.dtype, x_hat0.dtype), torch.float32)
+        x = a * y.to(dtype) + b * x_hat0.to(dtype)
+        if not isinstance(model, Denoiser):  # which casts for its network and converts in the dtype of x
+            x = x.to(x_hat0.dtype)
+        x_theta = model(x, x_hat0, t, **extra_args)
+        if not isinstance(x_theta, Tensor) or x_theta.shape != y.shape or not x_theta.is_floating_point():
+            what = f"{_described(x_theta)} at sigma = {sigma[0]:g}, t = {t:g}"
+            raise ValueError(f"model: returned {what}; a floating tensor of shape {tuple(y.shape)} is needed")
+        return x_theta.to(y.dtype)
+
+    return f
+
+
+def sample_dosde(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    order: int = 3,
+    method: Method = _in_log_lam,
+    noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Solves from the state x at sigmas[0] to sigmas[-1], which may be 0, one call of model(x, sigma, **extra_args) a step.
+
+    x              as given: x0 + sigmas[0] noise, whatever x0 the caller started from.
+    sigmas         decreasing, 1-D; the model gets each as a tensor of shape (batch,).
+    callback       gets a dict of x, i, sigma, sigma_hat (the same) and denoised after each call.
+    disable        True: no progress bar; False: one; None: one on a terminal.
+    order, method  as in `solve`. Default: the SDE, expanded in log lam.
+    noise_sampler  (sigma, sigma_next) -> unit normal noise. Default: torch.randn_like. An ODE draws none.
+
+    It is `solve` on x = x0 + sigma eps (a = 1, b = 0) with t = sigma/sigmas[0], which its messages name. Returns the state in
+    the dtype of x. Errors: those of `solve`.
+
+    >>> import torch
+    >>> sigmas = torch.tensor([10.0, 1.0, 0.1, 0.0])
+    >>> x0 = sample_dosde(lambda x, sigma: x / (1 + sigma**2), 10 * torch.randn(1, 2), sigmas, order=2)
+    """
+    levels = _checked_levels(sigmas)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x: {_described(x)}; a floating tensor is needed")
+    if x.ndim < 1 or x.numel() == 0 or not bool(x.isfinite().all()):
+        raise ValueError(f"x: {_described(x)}; a batch of at least one element, all finite, is needed")
+    for name, value in (("model", model), ("callback", callback), ("noise_sampler", noise_sampler)):
+        if not (callable(value) or (value is None and name != "model")):
+            raise TypeError(f"{name}: {_described(value)}; a function is needed")
+    largest, ones = levels[0], x.new_ones(len(x))
+    independent = Independent()
+
+    def at(sigma: float) -> int:
+        """The index of the level that the solver, in float64, calls sigma."""
+        return min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
+
+    def denoise(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
+        return model(x, sigmas[at(largest * float(t))] * ones, **(extra_args or {}))
+
+    def draw(u: Coefficient, u_next: Coefficient, like: Tensor) -> Tensor:
+        assert isinstance(u, float)
+        if u == 0:
+            return torch.zeros_like(like)  # the start is x_hat0 + sigma z, and x_hat0 is x
+        if noise_sampler is None:
+            return independent(u, u_next, like)
+        i = at(1 / math.sqrt(u))
+        z = noise_sampler(sigmas[i], sigmas[i + 1])
+        if not isinstance(z, Tensor) or z.shape != like.shape or not z.is_floating_point():
+            raise ValueError(
+                f"noise_sampler: returned {_described(z)}; a floating tensor of shape {tuple(like.shape)} is needed"
+            )
+        return z
+
+    def report(i: int, t: Tensor, state: Tensor, x_theta: Tensor) -> None:
+        if callback is not None:
+            callback({"x": state.to(x.dtype), "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": x_theta})
+
+    return solve(
+        denoise,
+        x,
+        len(levels) - 1,
+        order,
+        process=Process(ve(lambda t: largest * t), none()),
+        method=method,
+        grid=[level / largest for level in levels],
+        noise=draw,
+        callback=report,
+        progress=sys.stderr.isatty() if disable is None else not disable,
+    )
+
+
+def _one_value(sigma: Tensor, batch: int) -> float:
+    """Errors: ValueError unless sigma is (batch,) and one number, for t is one."""
+    if not isinstance(sigma, Tensor) or sigma.shape != (batch,):
+        raise ValueError(f"sigma: {_described(sigma)}; a tensor of shape ({batch},) is needed")
+    values: list[float] = sigma.tolist()
+    if any(value != values[0] for value in values):
+        raise ValueError(f"sigma: {values}; one value for the whole batch is needed")
+    return values[0]
+
+
+def _checked_levels(sigmas: Tensor) -> list[float]:
+    """sigmas as float64 numbers. Errors: TypeError, ValueError."""
+    if not isinstance(sigmas, Tensor) or not sigmas.is_floating_point():
+        raise TypeError(f"sigmas: {_described(sigmas)}; a 1-D floating tensor is needed")
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"sigmas: shape {tuple(sigmas.shape)}; a 1-D tensor of at least two is needed")
+    levels: list[float] = sigmas.tolist()
+    if not (levels[-1] >= 0 and levels[0] < math.inf and all(s > t for s, t in pairwise(levels))):
+        raise ValueError(f"sigmas: {levels}; they must decrease, from a finite one to one >= 0")
+    return levels
