@@ -171,7 +171,7 @@ def test_both_ways_one_after_the_other_are_a_solve(name, end):
         method=how,
         noise_sampler=lambda sigma, sigma_next: next(redraws),
     )
-    assert torch.allclose(m.a[-1] * y + m.b[-1] * X_HAT0, expected, atol=1e-11, rtol=0)
+    assert torch.allclose(m.a[-1] * y + m.b[-1] * X_HAT0, expected, atol=1e-13, rtol=0)
 
 
 def test_ode_of_order_1_is_euler_and_the_sde_euler_ancestral():
