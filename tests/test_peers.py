@@ -40,7 +40,7 @@ def worst(x, y):
 
 def k_diffusion(name, y, lams, **how):
     try:
-        sampling = overhead._k_diffusion_sampling()
+        sampling = overhead.k_diffusion_sampling()
     except ImportError as error:
         pytest.skip(str(error))
     sigmas = torch.tensor(lams, dtype=torch.float64)
