@@ -9,6 +9,7 @@ finite at a = 0 and at sigma = 0 (if C_k is regular). Given y = A x0 + noise, a 
 super-resolution when A downsamples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,21 +41,30 @@ class Mixture:
         """(x, x_hat0, t) -> E[x0 | x_t = x] for x of shape (batch, d), exact."""
         if process.field_shape and process.field_shape[-1] != 1:
             raise ValueError(f"process: eta is a field of shape {process.field_shape}, which varies over the data's dimension")
-        values, vectors = torch.linalg.eigh(self.covariances)
-        values = values.clamp(min=0)
+        mean_given = self.mean_given()
 
         def x_theta(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
             m = process(t)
             a, b, sigma = (v.to(x) for v in (m.a, m.b, m.sigma))
-            c, basis, means = values.to(x), vectors.to(x), self.means.to(x)
-            variance = a**2 * c + sigma**2
-            d = torch.einsum("kij,bki->bkj", basis, (x - b * x_hat0)[:, None] - a * means)
-            log_p = self.weights.to(x).log() - (variance.log() + d**2 / variance).sum(-1) / 2
-            each = means + torch.einsum("kij,bkj->bki", basis, a * c / variance * d)
-            mean: Tensor = (log_p.softmax(-1)[..., None] * each).sum(-2)
-            return mean
+            return mean_given(x - b * x_hat0, a, sigma)
 
         return x_theta
+
+    def mean_given(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """(d, a, sigma) -> E[x0 | a x0 + sigma eps = d] for d of shape (batch, d), exact."""
+        values, vectors = torch.linalg.eigh(self.covariances)
+        values = values.clamp(min=0)
+
+        def mean(d: Tensor, a: Tensor, sigma: Tensor) -> Tensor:
+            c, basis, means = values.to(d), vectors.to(d), self.means.to(d)
+            variance = a**2 * c + sigma**2
+            modes = torch.einsum("kij,bki->bkj", basis, d[:, None] - a * means)
+            log_p = self.weights.to(d).log() - (variance.log() + modes**2 / variance).sum(-1) / 2
+            each = means + torch.einsum("kij,bkj->bki", basis, a * c / variance * modes)
+            result: Tensor = (log_p.softmax(-1)[..., None] * each).sum(-2)
+            return result
+
+        return mean
 
     def given(self, y: Tensor, A: Tensor, noise: float) -> "Mixture":
         """The mixture of x0 | y, y = A x0 + noise z, for a batch of y (batch, m); A (m, d), noise > 0 a std."""

@@ -3,7 +3,9 @@
 On the path from s to t, with the weight w = (lam_t / lam)^p that grows from rho^p to 1 (rho = lam_t / lam_s), the exact
 solution contains a_t times
 
-    I = int x_theta dw,        p = 2 for the reverse SDE (Eq. 11, 38),    p = 1 for the probability-flow ODE.
+    I = int x_theta dw,        p = 2 for the reverse SDE (Eq. 11, 38),    p = 1 for the probability-flow ODE,
+
+p = 1 + tau^2 for noise of tau times that of the reverse SDE, which may differ from step to step.
 
 x_theta is replaced by a polynomial in v = v(lam) through the last outputs, in Newton's form
 
@@ -11,7 +13,8 @@ x_theta is replaced by a polynomial in v = v(lam) through the last outputs, in N
 
 with divided differences [...] on the nodes v_0 (newest), v_1, ... The centres c_j = v_j give Lagrange's polynomial: order k
 for k nodes. The centres c_j = v_0 give the paper's expansion (Eq. 39-49): a Taylor polynomial at s whose derivatives are
-those differences, so that its second term keeps a first derivative of first order.
+those differences, so that its second term keeps a first derivative of first order. With one more node in front, that of t, they
+are the weights of a corrector.
 """
 
 import functools
@@ -26,6 +29,7 @@ from torch import Tensor
 Variable = Callable[[Tensor], Tensor]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
+_ENDLESS = 40.0  # -log w at which a path from lam = infinity may begin: e^-40 of the weight is left out
 _SPAN = 2.0  # a panel of the quadrature covers lam ratios up to e^2; 16 nodes there are exact to float64
 
 
@@ -39,35 +43,64 @@ def log_lam(lam: Tensor) -> Tensor:
     return lam.log()
 
 
-def weights(lams: Tensor, order: int, power: int, variable: Variable = lam, taylor: bool = False) -> Tensor:
+def v(scale: float | Tensor) -> Variable:
+    """v = s^2 / (s^2 + lam^2): bounded, and finite at lam = infinity. For Gaussian data of std s, x_theta is affine in it.
+
+    scale: s, a positive number or a field.
+    """
+    scale = checked_scale(scale)
+    return lambda lam: 1 / (1 + (lam / scale) ** 2)
+
+
+def sqrt_v(scale: float | Tensor) -> Variable:
+    """The root of v: along the ODE's path, x_theta of Gaussian data of std s is affine in this one."""
+    scale = checked_scale(scale)
+    return lambda lam: (1 + (lam / scale) ** 2) ** -0.5
+
+
+def weights(
+    lams: Tensor, order: int, power: float | Array, variable: Variable = lam, taylor: bool = False, implicit: bool = False
+) -> Tensor:
     """W[i, n]: the weight in I of step n of the i-th newest output; W.sum(0) = 1 - rho^p.
 
-    lams: (steps + 1, *field) float64, lam at the times of the grid, decreasing, may start infinite and end at 0.
+    lams      (steps + 1, *field) float64, lam at the times of the grid, decreasing, may start infinite and end at 0.
+    power     p, or one a step, (steps, *field).
+    implicit  the first node is the end of the step, lam_t: weights of a corrector, W[0] that of the output at t. Where v(lam_t)
+              is infinite that node is missing and W[1:] are the weights of the step itself.
+
     Returns (order, steps, *field). Nodes that do not exist, whose variable is infinite, or that coincide with the next newer
     one (a clock that stands still) drop out, and the order with them; likewise where v(lam_t) is infinite.
     """
     rho = ratio(lams).numpy()
+    power = np.broadcast_to(np.asarray(power, dtype=np.float64), rho.shape)
     total = 1 - rho**power
     result = np.zeros((order, *rho.shape))
-    result[0] = total
+    first = 1 if implicit else 0  # the index in W of the output at s
+    result[first] = total
     steps = len(rho)
-    if order == 1 or steps == 1:
+    if order == 1 or (steps == 1 and not implicit):
         return torch.from_numpy(result)
 
     lam, v = lams.numpy(), variable(lams).numpy()
     finite = np.isfinite(v)
     exists = finite[:-1] & (v[:-1] != v[1:])  # a node, and not the same as the next newer one
     nodes, live = [v[:-1]], [finite[:-1] & finite[1:]]
-    for k in range(1, min(order, steps)):
+    for k in range(1, min(order - first, steps)):
         older, known = np.zeros_like(rho), np.zeros_like(exists)
         older[k:], known[k:] = v[: steps - k], exists[: steps - k]
         nodes.append(older)
         live.append(live[-1] & known)
+    if implicit:
+        usable = exists & finite[1:]
+        nodes, live = [v[1:], *nodes], [usable, *(usable & known for known in live)]
+        result[0], result[1] = np.where(live[1], total, 0.0), np.where(live[1], 0.0, total)
 
     # The points of the quadrature: lam = lam_t e^tau, tau from 0 to log(lam_s / lam_t). Where lam_t = 0, lam is 0 on all of
-    # (0, 1] in w and any length serves; where lam_s is infinite there is one node and nothing to integrate.
+    # (0, 1] in w and any length serves; where lam_s is infinite a predictor has one node, and nothing to integrate.
     with np.errstate(all="ignore"):  # what is 0 * inf or 1/0 here belongs to nodes that are not live
         length = np.where((rho > 0) & (rho < 1), -np.log(rho), 1.0)
+        if implicit:
+            length = np.where(np.isinf(lam[:-1]), _ENDLESS / power, length)
         x, dx = _panels(max(1, math.ceil(length.max() / _SPAN)), rho.ndim)
         tau = length * x
         dw = dx * np.exp(-power * tau)
@@ -86,6 +119,18 @@ def weights(lams: Tensor, order: int, power: int, variable: Variable = lam, tayl
 def ratio(lams: Tensor) -> Tensor:
     """rho = lam_t / lam_s of each step, 1 where both are infinite (nothing is learnt, no noise is spent)."""
     return torch.where(lams[1:].isinf(), 1.0, lams[1:] / lams[:-1])
+
+
+def checked_scale(scale: float | Tensor) -> Tensor:
+    """As a float64 tensor. Errors: TypeError, ValueError."""
+    try:
+        value = torch.as_tensor(scale, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"scale: {scale!r}; a positive number, or a tensor of them, is needed") from None
+    if value.numel() == 0 or not ((value > 0) & value.isfinite()).all():
+        least = f", least {value.min():g}, largest {value.max():g}" if value.numel() > 1 else ""
+        raise ValueError(f"scale: {scale if value.ndim == 0 else tuple(value.shape)}{least}; positive finite values are needed")
+    return value
 
 
 @functools.lru_cache

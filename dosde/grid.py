@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .expansion import checked_scale
 from .process import Process
 
 Grid = Callable[[Process, int], Tensor]
@@ -62,5 +63,66 @@ def respaced(T: int) -> Grid:
             raise ValueError(f"steps: {steps}; 2 to T = {T} is needed on a respaced table")
         indices = [i * T // steps for i in reversed(range(steps))]
         return torch.tensor([*(i + 1 for i in indices), 0], dtype=torch.float64, device="cpu") / T
+
+    return grid
+
+
+def angle(scale: float | Tensor) -> Grid:
+    """lam = s tan(theta) with theta uniform from that of t1 to that of t = 0, s the scale of the residual (rms of a field)."""
+
+    def levels(steps: int) -> Tensor:
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
+
+    return _angles(scale, levels)
+
+
+def few_step(scale: float | Tensor) -> Grid:
+    """The grid of `presets.few_step`: the angle theta, lam = s tan(theta), from that of t1 to that of t = 0 by the parts
+
+        1,   n/(n + 1/2) (1 - (k - 1)/(n - 1))^(5/4)   for k = 1 .. n
+
+    A short step off the start, where only the mean is to be learnt, and finer towards the end. The two constants are those
+    of benchmarks/tune.py.
+    """
+
+    def levels(steps: int) -> Tensor:
+        k = torch.arange(steps, dtype=torch.float64, device="cpu")
+        later = steps / (steps + 0.5) * (1 - k / max(1, steps - 1)) ** 1.25
+        return torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), later if steps > 1 else 0 * later])
+
+    return _angles(scale, levels)
+
+
+def two_stage(grid: Grid) -> Grid:
+    """The grid of `method.srk`: for 2 k steps, k of the given grid, each with its stage at 3/4 of the way on the clock u.
+
+    For 2 k + 1 steps, k + 1 of the given grid, the last one without a stage: only that one may end at t = 0.
+    Errors: ValueError for an even number of steps and a grid that ends at t = 0.
+    """
+
+    def staged(process: Process, steps: int) -> Tensor:
+        times = torch.as_tensor(grid(process, (steps + 1) // 2), dtype=torch.float64, device="cpu")
+        pairs = steps // 2
+        u = process(times).u
+        if u[pairs].isinf():
+            raise ValueError(
+                f"steps: {steps} with a grid that ends at t = 0; an odd number is needed, or a grid that ends above"
+            )
+        stages = process.time((u[:pairs] + 0.75 * (u[1 : pairs + 1] - u[:pairs])) ** -0.5)
+        both = torch.stack([times[:pairs], stages], 1).reshape(-1)
+        return torch.cat([both, times[pairs:]])
+
+    return staged
+
+
+def _angles(scale: float | Tensor, levels: Callable[[int], Tensor]) -> Grid:
+    """lam = s tan(theta), theta from that of t1 to that of t = 0 by the given parts of the way, 1 to 0."""
+    s = float(checked_scale(scale).square().mean().sqrt())
+
+    def grid(process: Process, steps: int) -> Tensor:
+        most, least = (math.atan(float(process(t).lam.max()) / s) for t in (process.t1, 0.0))
+        lams = s * torch.tan(least + levels(steps)[1:-1] * (most - least))
+        ends = torch.tensor([process.t1, 0.0], dtype=torch.float64, device="cpu")
+        return torch.cat([ends[:1], process.time(lams), ends[1:]])
 
     return grid

@@ -2,13 +2,17 @@
 
     x_t = keep x_s + hat x_hat0 + sum_i new_i x_theta_i + noise z,      x_theta_0 the newest output
 
-and with c in [0, 1], rho = lam_t / lam_s, every one of them satisfies
+and with c in [0, 1], rho = lam_t / lam_s, all but `matched` satisfy
 
     keep = c sigma_t / sigma_s     hat = b_t - keep b_s     sum new = a_t (1 - c rho)     noise = sigma_t sqrt(1 - c^2)
 
-so that x_s on the marginal of s and x_theta = x0 give x_t on the marginal of t. c = rho is the reverse SDE (Eq. 11), c = 1 its
-probability-flow ODE; between lies the posterior of the chain of Eq. 3. A method chooses c and how sum new is divided among
-past outputs (`expansion.weights`); the first steps, which have no past, are of lower order.
+so that x_s on the marginal of s and x_theta = x0 give x_t on the marginal of t. c = 1 is the probability-flow ODE, c = rho the
+reverse SDE (Eq. 11), c = rho^(tau^2) has tau times its noise; the posterior of the chain of Eq. 3 is another such c. A method
+chooses c and how sum new is divided among past outputs (`expansion.weights`, `matching.plan`); the first steps, which have no
+past, are of lower order.
+
+A corrector takes the step to t once more with the output at t, with the same z. It changes x_t by a sum of outputs, so that
+the next step can add keep times that sum to its own: it costs no call, and one more output is kept.
 """
 
 import warnings
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import expansion
+from . import expansion, matching
 from .expansion import Array, Variable
 from .process import Marginal
 
@@ -51,6 +55,7 @@ class Step:
 
 
 Method = Callable[[Sequence[Marginal], int], list[Step]]
+Psi = Callable[[Marginal], Tensor]
 
 
 def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
@@ -62,24 +67,100 @@ def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
     if order > 3:
         raise ValueError(f"order: {order}; dos has orders 1 to 3, adams has any")
     m = _stacked(marginals)
-    return _steps(m, expansion.ratio(m.lam), expansion.weights(m.lam, order, power=2, taylor=True))
+    c = expansion.ratio(m.lam)
+    return _steps(m, c, expansion.weights(m.lam, order, power=2, taylor=True))
 
 
-def adams(marginals: Sequence[Marginal], order: int, variable: Variable = expansion.lam) -> list[Step]:
-    """The reverse SDE with x_theta expanded to any order k by the polynomial through the last k outputs.
+def adams(
+    marginals: Sequence[Marginal],
+    order: int,
+    variable: Variable = expansion.lam,
+    tau: float | Psi = 1.0,
+    corrector: bool = False,
+    denoise: bool = False,
+) -> list[Step]:
+    """x_theta expanded to any order k by the polynomial through the last k outputs: the reverse SDE, its ODE, and between.
 
-    Expansion order k. As for every such method of an SDE, strong order 1 and weak order at most 2. Another variable:
-    functools.partial(adams, variable=dosde.expansion.log_lam).
+    variable   what it is a polynomial in: functools.partial(adams, variable=dosde.expansion.log_lam).
+    tau        the noise, as a part of that of the reverse SDE: 0 the ODE, 1 the SDE. Or a function psi of the marginal
+               with c = psi_t / psi_s: 1 is the ODE, lam the SDE, others `er_sde` and `chain`.
+    corrector  correct each step, to order k + 1, with the evaluation that the next one makes anyway.
+    denoise    return the last x_theta as it is, if the grid ends at sigma = 0, instead of an extrapolation.
+
+    Expansion order k. As for every such method of an SDE, strong order 1 and weak order at most 2; for the ODE, order k, or
+    k + 1 with the corrector. Errors: ValueError for a tau outside [0, 1], or a psi that falls as lam rises.
     """
     m = _stacked(marginals)
-    return _steps(m, expansion.ratio(m.lam), expansion.weights(m.lam, order, power=2, variable=variable))
+    return _steps(m, *_multistep(m, order, variable, tau, corrector, denoise))
 
 
-def ode(marginals: Sequence[Marginal], order: int, variable: Variable = expansion.lam) -> list[Step]:
-    """The probability-flow ODE, order k from the polynomial through the last k outputs. Noise enters at the start only."""
+def ode(
+    marginals: Sequence[Marginal],
+    order: int,
+    variable: Variable = expansion.lam,
+    corrector: bool = False,
+    denoise: bool = False,
+) -> list[Step]:
+    """`adams` with tau = 0: the probability-flow ODE. Order k, k + 1 with the corrector; noise enters at the start only."""
     m = _stacked(marginals)
-    rho = expansion.ratio(m.lam)
-    return _steps(m, torch.ones_like(rho), expansion.weights(m.lam, order, power=1, variable=variable))
+    return _steps(m, *_multistep(m, order, variable, 0.0, corrector, denoise))
+
+
+def er_sde(m: Marginal) -> Tensor:
+    """psi of the extended reverse-time SDE, phi = lam (exp(lam^0.3) + 10) (Cui et al. 2023), for the tau of `adams`."""
+    return torch.exp((m.lam**0.3).clamp(max=600)) + 10
+
+
+def chain(m: Marginal) -> Tensor:
+    """psi of the chain of Eq. 3, sigma/alpha, for the tau of `adams`: at order 1 that is `resshift`."""
+    return m.sigma / m.alpha
+
+
+def srk(marginals: Sequence[Marginal], order: int = 2) -> list[Step]:
+    """The stochastic Runge-Kutta scheme of strong order 1.5 for additive noise (Roessler 2010, SRA1): two calls a step.
+
+    On dm = x_theta du + dW, h = u_t - u_s, with the stage m' at u' = u_s + 3/4 h:
+
+        m' = m_s + 3/4 h x_theta(m_s) + 3/2 I/h       m_t = m_s + h (x_theta(m_s) + 2 x_theta(m')) / 3 + W_t - W_s
+
+    I the integral of W - W_s. Its noise 3/2 I/h at the stage and the rest after it are independent with variances 3/4 h and
+    h/4, so both halves are ordinary steps on the clock, the first one Solver-1. Give the grid by `grid.two_stage`, which sets
+    every second time at the stage, and an even number of steps; with an odd one the last is a plain first-order step. In
+    law any noise serves; strong order 1.5 on one path needs 3/2 I/h itself: `noise.Stages`. Weak order 2.
+    Errors: ValueError if a stage is not at 3/4 of its step on the clock, or order is neither 2 nor (one step) 1.
+    """
+    m = _stacked(marginals)
+    u, rho = m.u, expansion.ratio(m.lam)
+    n = len(rho) // 2 * 2
+    if order not in (1, 2) or (n and order == 1):
+        raise ValueError(f"order: {order}; srk keeps order = 2 outputs")
+    expected = u[0:n:2] + 0.75 * (u[2 : n + 1 : 2] - u[0:n:2])
+    if not torch.allclose(u[1:n:2], expected, rtol=1e-6):
+        raise ValueError("grid: every second time must lie at 3/4 of its step on the clock u, before t = 0: use grid.two_stage")
+    shares = torch.stack([1 - rho**2, torch.zeros_like(rho)])
+    shares[:, 1:n:2] *= 8 / 3
+    shares[1, 1:n:2] = -5 / 8 * shares[0, 1:n:2]
+    return _steps(m, rho, shares[:order])
+
+
+def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
+    """Weights that give Gaussian data of about the std `scale` the right law in few calls: see `matching`.
+
+    scale: std of x0 given x_hat0, a positive number or a field that broadcasts against x. tau: noise, 0 the ODE, 1 the
+    reverse SDE. Meant for 2 to 50 steps, order 3; unlike the other methods it lets the noise of a state differ from sigma_t
+    by a factor, since a Gaussian widens what starts at lam = infinity.
+    Errors: TypeError or ValueError for a scale that is not positive or a tau outside [0, 1].
+    """
+    s = expansion.checked_scale(scale)
+    _check_tau(tau)
+
+    def method(marginals: Sequence[Marginal], order: int) -> list[Step]:
+        m = _stacked(marginals)
+        c = expansion.ratio(m.lam) ** tau**2
+        inflation, shares = matching.plan(m.lam, s, c, order)
+        return _steps(m, c, shares, inflation)
+
+    return method
 
 
 def resshift(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
@@ -98,15 +179,60 @@ def resshift(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
     return _steps(m, c, (1 - c * expansion.ratio(m.lam))[None])
 
 
+def _multistep(
+    m: Marginal, order: int, variable: Variable, tau: float | Psi, corrector: bool, denoise: bool
+) -> tuple[Tensor, Tensor]:
+    """The ratios c, (steps, *field), and the shares of a_t for past outputs of `adams`."""
+    rho = expansion.ratio(m.lam)
+    c, power = _noise_level(m, rho, tau)
+    shares = expansion.weights(m.lam, order, power, variable)
+    if denoise:
+        first = torch.zeros_like(shares[:, -1])
+        first[0] = shares[:, -1].sum(0)
+        shares[:, -1] = torch.where(m.sigma[-1] == 0, first, shares[:, -1])
+    if not corrector:
+        return c, shares
+    # With the corrector's weights V of the step to t, the state at t should have been x_t + sum (V - shares) x_theta.
+    change = expansion.weights(m.lam, order + 1, power, variable, implicit=True)
+    change[1:] -= shares
+    folded = torch.cat([shares, torch.zeros_like(shares[:1])])
+    folded[:, 1:] += (c * rho)[1:] * change[:, :-1]
+    return c, folded
+
+
+def _noise_level(m: Marginal, rho: Tensor, tau: float | Psi) -> tuple[Tensor, Array]:
+    """c of each step, and the power p with c rho = rho^p: within a step any noise is that of such a p."""
+    if not callable(tau):
+        _check_tau(tau)
+        return rho**tau**2, np.asarray(1 + tau**2)
+    psi = tau(m)
+    c = torch.where(m.lam[1:].isinf(), 1.0, psi[1:] / psi[:-1])
+    if not ((c >= 0) & (c <= 1 + 1e-9)).all():
+        raise ValueError(
+            f"tau: a function with the ratios {c.tolist()}; it must not rise where lam falls, from one time to the next"
+        )
+    c = c.clamp(max=1)
+    inside = (rho > 0) & (rho < 1) & (c > 0)
+    return c, torch.where(inside, 1 + c.log() / rho.log(), 2.0).numpy()
+
+
+def _check_tau(tau: object) -> None:
+    if not isinstance(tau, int | float) or not 0 <= tau <= 1:
+        raise ValueError(f"tau: {tau!r}; a number from 0 (the ODE) to 1 (the reverse SDE) is needed")
+
+
 def _stacked(marginals: Sequence[Marginal]) -> Marginal:
     """One marginal with a leading dimension of times."""
     return Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
 
 
-def _steps(m: Marginal, ratio: Tensor, shares: Tensor) -> list[Step]:
-    """The plan of the given ratio c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field)."""
-    a, b, sigma, u = m.a.numpy(), m.b.numpy(), m.sigma.numpy(), m.u.numpy()
-    c, w = ratio.numpy(), shares.numpy()
+def _steps(m: Marginal, ratio: Tensor, shares: Tensor, inflation: Tensor | None = None) -> list[Step]:
+    """The plan of the given ratio c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field).
+
+    With an inflation, (steps, *field), keep and noise are so many times what they would be; where sigma_t = 0 they
+    would be nothing, and it counts in a_t.
+    """
+    a, b, sigma, u, c, w = (v.numpy() for v in (m.a, m.b, m.sigma, m.u, ratio, shares))
     if not np.isfinite(w).all():
         raise ValueError("variable: the expansion has weights that are not finite; it must tell the lam of the grid apart")
     amplification = np.abs(w).sum(0).reshape(len(c), -1).max(1)
@@ -118,14 +244,23 @@ def _steps(m: Marginal, ratio: Tensor, shares: Tensor) -> list[Step]:
             "another variable (adams, ode: expansion.log_lam) avoids that",
             stacklevel=6,
         )
-    keep = c * sigma[1:] / sigma[:-1]
+    level = sigma[1:]  # of the noise of x_t
+    if inflation is not None:
+        a, b, sigma, c = (_raised(v, inflation.ndim) for v in (a, b, sigma, c))
+        level = np.where(sigma[1:] > 0, sigma[1:], a[1:]) * inflation.numpy()
+    keep = c * level / sigma[:-1]
     hat = b[1:] - keep * b[:-1]
-    noise = _column(sigma[1:] * np.sqrt((1 - c) * (1 + c)))
+    noise = _column(level * np.sqrt((1 - c) * (1 + c)))
     noise = [level if isinstance(level, float) or level.any() else 0.0 for level in noise]
     t, clock = m.t.reshape(len(m.t), -1)[:, 0].tolist(), _column(u)
     rows = zip(*(_column(row) for row in a[1:] * w), strict=True)
     past = [_trimmed(row[: n + 1]) for n, row in enumerate(rows)]
     return list(map(Step, t[:-1], t[1:], clock[:-1], clock[1:], _column(keep), _column(hat), past, noise))
+
+
+def _raised(values: Array, ndim: int) -> Array:
+    """With dimensions of 1 after the first, for a field to broadcast against."""
+    return values.reshape(len(values), *[1] * (ndim - values.ndim), *values.shape[1:])
 
 
 def _column(values: Array) -> list[Coefficient]:

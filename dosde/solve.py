@@ -29,7 +29,7 @@ def solve(
     model: Model,
     x_hat0: Tensor,
     steps: int = 5,
-    order: int = 3,
+    order: int | None = None,
     *,
     process: Process | None = None,
     method: Method = _method.dos,
@@ -44,9 +44,10 @@ def solve(
               not write to x, which is the state of the loop, nor to what it returned: outputs are kept for later steps.
               A `Denoiser` makes one of a network and carries its process.
     x_hat0    the source (the low-resolution image brought to the shape of x0), floating, shape (batch, ...).
-    order     1 to steps (`method.dos`: to 3).
+    order     1 to steps (`method.dos`: to 3). Default: 3, or steps if that is less.
     process   needed if the model has none.
-    method    `method.dos` (the paper's solvers), `method.adams`, `method.ode`, or any function (marginals, order) -> steps.
+    method    `method.dos` (the paper's solvers), `method.adams`, `method.ode`, ..., or any (marginals, order) -> steps.
+              **presets.few_step(scale) is method and grid for few calls.
     grid      (process, steps) -> times, or steps + 1 decreasing times. Default: uniform in t from t1 to 0.
     noise     a torch.Generator, a list of them (one a sample), or (u, u_next, like) -> z. Default: torch's own generator.
     callback  called as callback(step, t, x, x_theta) after each model call, with a copy of x: collect them for a trajectory.
@@ -81,16 +82,20 @@ def solve(
     if isinstance(model, Denoiser):
         for step in plan:  # ValueError where the prediction type is undefined
             model.coefficients(step.t, source.device, source.dtype)
-    if process.field_shape:
+    shapes = {tuple(c.shape) for c in (plan[-1].keep, plan[-1].hat, *plan[-1].new) if isinstance(c, Tensor)}
+    for shape in shapes:
+        _check_field(f"method: {method!r} has coefficients", shape, x_hat0)
+    if shapes:
         plan = [_placed(step, source) for step in plan]
     # A Denoiser converts in the dtype of the state and casts for its network; a bare model gets its own dtype.
     dtype = source.dtype if isinstance(model, Denoiser) else x_hat0.dtype
     x = _start(marginals[0], plan[0], source, draw)
+    kept = max(len(step.new) for step in plan)
     past: list[Tensor] = []
     versions: list[int] = []
     sums: list[Tensor] = []
     for i, (step, t) in enumerate(_with_progress(list(zip(plan, _times(plan), strict=True)), progress)):
-        del past[order - 1 :], versions[order - 1 :]
+        del past[kept - 1 :], versions[kept - 1 :]
         before = _version(x)
         x_theta = model(x.to(dtype), x_hat0, t)
         if _version(x) != before:
@@ -118,7 +123,7 @@ def solve(
 def plan(
     process: Process,
     steps: int = 5,
-    order: int = 3,
+    order: int | None = None,
     *,
     method: Method = _method.dos,
     grid: Grid | Times | None = None,
@@ -137,8 +142,9 @@ def plan(
     return _plan(_marginals(process, _count("steps", steps), grid), order, method)
 
 
-def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Step]:
-    steps, order = len(marginals) - 1, _count("order", order)
+def _plan(marginals: Sequence[Marginal], order: int | None, method: Method) -> list[Step]:
+    steps = len(marginals) - 1
+    order = min(3, steps) if order is None else _count("order", order)
     if order > steps:
         raise ValueError(f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before")
     if not callable(method) or isinstance(method, type):
@@ -147,9 +153,9 @@ def _plan(marginals: Sequence[Marginal], order: int, method: Method) -> list[Ste
     if not isinstance(plan, list) or len(plan) != steps or not all(isinstance(step, Step) for step in plan):
         raise ValueError(f"method: returned {_described(plan)}; a list of {steps} Steps is needed")
     for i, step in enumerate(plan):
-        if not 1 <= len(step.new) <= min(i + 1, order):
+        if not 1 <= len(step.new) <= min(i + 1, order + 1):
             raise ValueError(
-                f"method: step {i} has {len(step.new)} weights; 1 to {min(i + 1, order)} is needed, the outputs kept"
+                f"method: step {i} has {len(step.new)} weights; 1 to {min(i + 1, order + 1)} is needed, the outputs kept"
             )
     return plan
 
@@ -267,13 +273,12 @@ def _check_source(x_hat0: Tensor, process: Process) -> None:
         raise ValueError(f"x_hat0: {_described(x_hat0)}; a batch of at least one element is needed")
     if not bool(_sum(x_hat0).isfinite()):
         raise ValueError(f"x_hat0: {_described(x_hat0)} holds NaN or infinity; finite values are needed")
-    shape = process.field_shape
-    if shape and (
-        len(shape) > x_hat0.ndim or any(f not in (1, n) for f, n in zip(shape[::-1], x_hat0.shape[::-1], strict=False))
-    ):
-        raise ValueError(
-            f"process: eta is a field of shape {shape}; one that broadcasts against x_hat0, {tuple(x_hat0.shape)}, is needed"
-        )
+    _check_field("process: eta is a field", process.field_shape, x_hat0)
+
+
+def _check_field(what: str, shape: tuple[int, ...], x_hat0: Tensor) -> None:
+    if len(shape) > x_hat0.ndim or any(f not in (1, n) for f, n in zip(shape[::-1], x_hat0.shape[::-1], strict=False)):
+        raise ValueError(f"{what} of shape {shape}; one that broadcasts against x_hat0, {tuple(x_hat0.shape)}, is needed")
 
 
 def _check_output(x_theta: Tensor, x: Tensor, i: int, step: Step) -> None:

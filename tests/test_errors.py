@@ -73,9 +73,9 @@ BEFORE = {
         r"method: returned a list; a list of 5 Steps",
     ),
     "method with too many weights": (
-        run(steps=5, order=1, method=lambda m, o: method.dos(m, 2)),
+        run(steps=5, order=1, method=lambda m, o: method.dos(m, 3)),
         ValueError,
-        r"method: step \d has 2 weights; 1 to 1",
+        r"method: step \d has 3 weights; 1 to 2",
     ),
     "callback a number": (run(callback=5), TypeError, r"callback: 5; a function \(step, t, x, x_theta\)"),
     "noise a class": (run(noise=noise.Brownian), TypeError, r"noise: <class .*Brownian.*; a torch.Generator"),
