@@ -54,14 +54,16 @@ class Mixture:
         """(d, a, sigma) -> E[x0 | a x0 + sigma eps = d] for d of shape (batch, d), exact."""
         values, vectors = torch.linalg.eigh(self.covariances)
         values = values.clamp(min=0)
+        joined = vectors.mT.flatten(0, 1)  # (K d, d): all bases under each other, for one product
+        shape = values.shape
 
         def mean(d: Tensor, a: Tensor, sigma: Tensor) -> Tensor:
-            c, basis, means = values.to(d), vectors.to(d), self.means.to(d)
+            c, basis, means = values.to(d), joined.to(d), self.means.to(d)
             variance = a**2 * c + sigma**2
-            modes = torch.einsum("kij,bki->bkj", basis, d[:, None] - a * means)
+            modes = ((d @ basis.mT).unflatten(-1, shape)) - a * torch.einsum("...kd,ked->...ke", means, basis.view(*shape, -1))
             log_p = self.weights.to(d).log() - (variance.log() + modes**2 / variance).sum(-1) / 2
-            each = means + torch.einsum("kij,bkj->bki", basis, a * c / variance * modes)
-            result: Tensor = (log_p.softmax(-1)[..., None] * each).sum(-2)
+            p = log_p.softmax(-1)[..., None]
+            result: Tensor = (p * means).sum(-2) + (p * (a * c / variance) * modes).flatten(-2) @ basis
             return result
 
         return mean

@@ -29,9 +29,10 @@ from torch import Tensor
 import dosde
 from backbones import gaussian
 from backbones.mixture import Mixture
-from dosde import expansion, method, schedule, shift
-from dosde.method import Coefficient, Method
-from dosde.noise import Brownian
+from dosde import expansion, grid, method, schedule, shift
+from dosde.grid import Grid
+from dosde.method import Coefficient, Method, Psi
+from dosde.noise import Brownian, Stages
 from dosde.process import Process
 
 DOUBLE = torch.float64
@@ -43,16 +44,30 @@ METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
     "adams": (method.adams, (1, 2, 3, 4)),
     "adams, log lam": (functools.partial(method.adams, variable=expansion.log_lam), (2, 3)),
     "resshift": (method.resshift, (1,)),
+    "adams, corrector": (functools.partial(method.adams, corrector=True), (1, 2)),
+    "adams, tau 1/2": (functools.partial(method.adams, tau=0.5), (1, 2)),
+    "adams, ER-SDE": (functools.partial(method.adams, tau=method.er_sde), (1, 2)),
+    "srk": (method.srk, (2,)),
     "ode": (method.ode, (1, 2, 3, 4)),
     "ode, log lam": (functools.partial(method.ode, variable=expansion.log_lam), (2, 3)),
+    "ode, v": (functools.partial(method.ode, variable=expansion.v(0.7)), (2, 3)),
+    "ode, sqrt v": (functools.partial(method.ode, variable=expansion.sqrt_v(0.7)), (2, 3)),
+    "ode, corrector": (functools.partial(method.ode, corrector=True), (1, 2, 3)),
+    "ode, v, corrector": (functools.partial(method.ode, variable=expansion.v(0.7), corrector=True), (1, 2, 3)),
 }
-DETERMINISTIC = ("ode", "ode, log lam")
+DETERMINISTIC = tuple(name for name in METHODS if name.startswith("ode"))
+NOISES = {"adams, tau 1/2": 0.5, "adams, ER-SDE": method.er_sde}  # whose paths are those of another SDE; 1 elsewhere
 
 
-def graded(steps: int) -> Tensor:
+def graded(process: Process, steps: int) -> Tensor:
     """Finer near t1, where 1/lam goes like (t1 - t)^2, so that the low order of the first steps does not show."""
     s = torch.linspace(0, 1, steps + 1, dtype=DOUBLE)
-    return PROCESS.t1 + (END - PROCESS.t1) * s**2
+    return process.t1 + (END - process.t1) * s**2
+
+
+def staged(how: Method, times: Grid, steps: int) -> Tensor:
+    """The grid for a method: with its stages for srk, whose step counts are those of calls."""
+    return grid.two_stage(times)(PROCESS, steps) if how is method.srk else times(PROCESS, steps)
 
 
 def slope(errors: Sequence[float]) -> float:
@@ -69,7 +84,7 @@ def _drift(how: Method, order: int, steps: int) -> float:
         return torch.sin(3 / (1 + PROCESS(t).lam)).expand_as(x)
 
     x_hat0 = torch.zeros(1, dtype=DOUBLE)
-    return float(dosde.solve(x_theta, x_hat0, steps, order, process=PROCESS, method=how, grid=graded(steps), noise=_zeros))
+    return float(dosde.solve(x_theta, x_hat0, steps, order, process=PROCESS, method=how, grid=graded, noise=_zeros))
 
 
 @functools.cache
@@ -96,7 +111,7 @@ def _ode(how: Method, order: int, steps: int) -> Tensor:
         order,
         process=PROCESS,
         method=how,
-        grid=graded(steps),
+        grid=graded,
         noise=torch.Generator().manual_seed(3),
     )
 
@@ -113,8 +128,8 @@ def ode(how: Method, order: int, steps: int) -> float:
 def weak(how: Method, order: int, steps: int, default_grid: bool = False) -> float:
     target = gaussian.diagonal(torch.tensor([0.7, -0.3], dtype=DOUBLE), torch.tensor([0.04, 1.3], dtype=DOUBLE))
     x_hat0 = torch.tensor([0.1, -0.2], dtype=DOUBLE)
-    grid, end = (None, 0.0) if default_grid else (graded(steps), END)
-    law = target.law(PROCESS, x_hat0, steps=steps, order=order, method=how, grid=grid)
+    times, end = (None, 0.0) if default_grid else (staged(how, graded, steps), END)
+    law = target.law(PROCESS, x_hat0, steps=steps, order=order, method=how, grid=times)
     exact = target.at(PROCESS, end, x_hat0)
     if float((law.mean - exact.mean).abs().max()) > 1e-12:
         raise AssertionError("the mean of a Gaussian is exact from t1")
@@ -137,7 +152,12 @@ def _path() -> Callable[[Coefficient, Coefficient, Tensor], Tensor]:
     return path
 
 
-def _strong(how: Method, order: int, steps: int) -> Tensor:
+def _strong(how: Method, order: int, steps: int, top: float = 1.0) -> Tensor:
+    """From top t1. With 0 < tau < 1 the noise drawn near lam = infinity fades like lam^-tau^2 only: they begin below."""
+
+    def times(process: Process, steps: int) -> Tensor:
+        return torch.linspace(top * process.t1, END, steps + 1, dtype=DOUBLE)
+
     return dosde.solve(
         _LINE.model(PROCESS),
         torch.zeros(2000, 1, dtype=DOUBLE),  # with few paths the RMS hangs on those that nearly took the other mode
@@ -145,18 +165,19 @@ def _strong(how: Method, order: int, steps: int) -> Tensor:
         order,
         process=PROCESS,
         method=how,
-        grid=torch.linspace(PROCESS.t1, END, steps + 1, dtype=DOUBLE),
-        noise=_path(),
+        grid=staged(how, times, steps),
+        noise=Stages(_path(), points=16) if how is method.srk else _path(),
     )
 
 
 @functools.cache
-def _strong_exact() -> Tensor:
-    return _strong(method.adams, 2, 2048)
+def _strong_exact(noise: float | Psi) -> Tensor:
+    return _strong(functools.partial(method.adams, tau=noise), 2, 2048, 1.0 if noise == 1 else 0.9)
 
 
-def strong(how: Method, order: int, steps: int) -> float:
-    return float((_strong(how, order, steps) - _strong_exact()).square().mean().sqrt())
+def strong(how: Method, order: int, steps: int, noise: float | Psi = 1.0) -> float:
+    result = _strong(how, order, steps, 1.0 if noise == 1 else 0.9)
+    return float((result - _strong_exact(noise)).square().mean().sqrt())
 
 
 COUNTS: dict[str, tuple[int, ...]] = {
@@ -175,14 +196,15 @@ def measure(counts: dict[str, tuple[int, ...]]) -> list[dict[str, object]]:
         deterministic = name in DETERMINISTIC
         for order in orders:
             errors = {}
-            if name != "resshift":
+            if name not in ("resshift", "srk", *NOISES):
                 errors["drift"] = [drift(how, order, n, deterministic) for n in counts["drift"]]
             if deterministic:
                 errors["ode"] = [ode(how, order, n) for n in counts["ode"]]
             else:
-                errors["strong"] = [strong(how, order, n) for n in counts["strong"]]
+                errors["strong"] = [strong(how, order, n, NOISES.get(name, 1.0)) for n in counts["strong"]]
             errors["weak"] = [weak(how, order, n) for n in counts["weak"]]
-            errors["default"] = [weak(how, order, n, True) for n in counts["weak"]]
+            if name != "srk":
+                errors["default"] = [weak(how, order, n, True) for n in counts["weak"]]
             rows.append({"method": name, "order": order, "errors": errors, "slopes": {k: slope(e) for k, e in errors.items()}})
     return rows
 
@@ -196,7 +218,7 @@ def table(rows: list[dict[str, object]]) -> str:
     for row in rows:
         slopes: dict[str, float] = row["slopes"]  # type: ignore[assignment]
         cells = [f"{slopes[k] + 0.0:.2f}" if k in slopes else "" for k in ("drift", "strong", "weak", "ode", "default")]
-        lines.append(f"| {row['method']} | {row['order']} | 1 | " + " | ".join(cells) + " |")
+        lines.append(f"| {row['method']} | {row['order']} | {1 + (row['method'] == 'srk')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -208,7 +230,7 @@ def plot(rows: list[dict[str, object]], counts: dict[str, tuple[int, ...]], path
 
     figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained")
     titles = {"drift": "expansion", "strong": "strong (one path)", "weak": "weak (exact law)", "ode": "ODE"}
-    colours = {name: f"C{i}" for i, name in enumerate(METHODS)}
+    colours = {name: plt.get_cmap("tab20")(i) for i, name in enumerate(METHODS)}
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         for row in rows:
             errors: dict[str, list[float]] = row["errors"]  # type: ignore[assignment]
@@ -221,7 +243,7 @@ def plot(rows: list[dict[str, object]], counts: dict[str, tuple[int, ...]], path
         axis.set_xticks(counts[kind], [str(n) for n in counts[kind]])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=5)
     axes[0].set_ylabel("error")
     figure.savefig(path, dpi=90)
 

@@ -1,0 +1,385 @@
+"""Few steps: ours and the field's samplers at the same number of model calls, on problems whose laws are known exactly.
+
+    python benchmarks/few_step.py                       (under 15 minutes on 2 cores; --quick, on a part, under one)
+    python benchmarks/few_step.py --process resshift    (what the methods gain on ResShift's process)
+
+Each number is a geometric mean over the problems of `suite` of the sliced 2-Wasserstein error in units of the residual scale.
+Ours run through `dosde.solve` on a domain-shift process; peers run on y = (x - b x_hat0)/a, from x_hat0 + lam z. Every peer
+has its best grid at each number of calls and each error of the model: of `GRIDS`, the one of least error on a part of the
+problems. Errors of the model are smooth in x and lam, of 2% and 5% of the residual. The solvers of the paper are judged where
+their grid ends, at lam = 0.03, against the exact law there.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import report
+import suite
+import torch
+from peers import PEERS, Peer
+from report import ROOT
+from suite import Problem, excess, geometric_mean
+from torch import Tensor
+
+import dosde
+from dosde import expansion, grid, method, presets
+from dosde.process import Process
+
+CALLS = (1, 2, 3, 4, 5, 7, 10, 15, 20)
+GOALS = (3, 5, 7, 10)
+SAMPLES, SEARCH = 2048, 256  # of each problem: for the numbers, for the choice of a peer's grid
+PROCESS = Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
+
+Sample = Callable[[Problem, int, int], tuple[Tensor, float]]  # (problem, calls, samples) -> y and the lam it ends at
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of ours. released: it ends at lam > 0."""
+
+    name: str
+    sample: Sample
+    stochastic: bool
+
+
+def solved(how: Callable[[Problem], dict[str, Any]], order: int | None = None, process: Process = PROCESS) -> Sample:
+    def sample(problem: Problem, calls: int, count: int) -> tuple[Tensor, float]:
+        source = problem.x_hat0.float().expand(count, -1)
+        most = None if order is None else min(order, calls)
+        noise = torch.Generator().manual_seed(0)
+        return dosde.solve(problem.model(process), source, calls, most, process=process, noise=noise, **how(problem)), 0.0
+
+    return sample
+
+
+def released(order: int) -> Sample:
+    def sample(problem: Problem, calls: int, count: int) -> tuple[Tensor, float]:
+        process, times = presets.dossr(calls)
+        source = problem.x_hat0.float().expand(count, -1)
+        noise = torch.Generator().manual_seed(0)
+        x = dosde.solve(problem.model(process), source, calls, min(order, calls), process=process, grid=times, noise=noise)
+        end = process(times[-1])
+        return (x - end.b * source) / end.a, float(end.lam)
+
+    return sample
+
+
+def lead(problem: Problem) -> dict[str, Any]:
+    s = 1.5 * problem.scale
+    return {"method": functools.partial(method.ode, variable=expansion.v(s), corrector=True), "grid": grid.angle(s)}
+
+
+OURS = (
+    Row("few_step", solved(lambda p: presets.few_step(p.scale)), False),
+    Row("few_step, tau 1/2", solved(lambda p: presets.few_step(p.scale, tau=0.5)), True),
+    Row("few_step, tau 1", solved(lambda p: presets.few_step(p.scale, tau=1.0)), True),
+    Row("few_step, order 2", solved(lambda p: presets.few_step(p.scale), 2), False),
+    Row("few_step, scale x 1/2", solved(lambda p: presets.few_step(p.scale / 2)), False),
+    Row("few_step, scale x 2", solved(lambda p: presets.few_step(p.scale * 2)), False),
+    Row("ode 2 in v, corrector, angle grid", solved(lead, 2), False),
+    *(Row(f"Solver-{k}, released grid", released(k), True) for k in (1, 2, 3)),
+)
+
+
+def grids(calls: int, scale: float) -> list[tuple[str, list[float]]]:
+    """The grids that peers choose from: lam from `top` to `end` (in units of the scale), then 0."""
+    result = []
+    for top in (4.0, 10.0, 30.0, 100.0):
+        for end in (0.05, 0.15, 0.4):
+            for rho in (2.0, 7.0):
+                x = np.linspace(1, 0, calls) if calls > 1 else np.ones(1)
+                lams = (x * top ** (1 / rho) + (1 - x) * end ** (1 / rho)) ** rho * scale
+                result.append((f"{top:g} to {end:g}, rho {rho:g}", [*lams.tolist(), 0.0]))
+    return result
+
+
+GRIDS = len(grids(5, 1.0))
+
+
+def run_peer(peer: Peer, problem: Problem, steps: int, which: int, count: int) -> float:
+    """The error of a peer on one of the grids."""
+    lams = grids(steps, problem.scale)[which][1]
+    g = torch.Generator().manual_seed(0)
+    d = problem.x_hat0.shape[-1]
+
+    def draw() -> Tensor:
+        return torch.randn(count, d, generator=g)
+
+    one = torch.ones(())
+
+    def model(y: Tensor, lam: float) -> Tensor:
+        return problem.denoise(y, one, one * lam)
+
+    y = peer.sample(model, problem.x_hat0.float() + lams[0] * draw(), lams, draw)
+    return problem.error(y) if bool(y.isfinite().all()) else 1e3
+
+
+def steps_of(peer: Peer, calls: int) -> int:
+    """The most steps within so many calls."""
+    return max(n for n in range(1, calls + 1) if peer.calls(n) <= calls)
+
+
+def best_grid(peer: Peer, problems: Sequence[Problem], steps: int, every: int) -> int:
+    """The index of the grid with the least error. Grids that fall far behind on the first problems are dropped."""
+    best, chosen = float("inf"), 0
+    for which in range(0, GRIDS, every):
+        errors: list[float] = []
+        for problem in problems:
+            errors.append(run_peer(peer, problem, steps, which, SEARCH))
+            if geometric_mean(errors) > 3 * best:
+                break
+        if geometric_mean(errors) < best and len(errors) == len(problems):
+            best, chosen = geometric_mean(errors), which
+    return chosen
+
+
+# -- One job a method -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method, by its name, at these numbers of calls and this error of the model."""
+
+    name: str
+    calls: tuple[int, ...]
+    err: float
+    quick: bool
+
+
+def problems_of(job: Job) -> dict[str, list[Problem]]:
+    sets = {"tuned": suite.tuned(), "held out": suite.held_out()}
+    return {
+        name: [p.perturbed(job.err) if job.err else p for p in (problems[::4] if job.quick else problems)]
+        for name, problems in sets.items()
+    }
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Errors by problem: {set: {calls: [error, ...]}}, and a peer's grids."""
+    torch.set_num_threads(1)
+    sets, count = problems_of(job), 512 if job.quick else SAMPLES
+    result: dict[str, Any] = {"name": job.name, "err": job.err, "errors": {name: {} for name in sets}}
+    ours = {row.name: row for row in OURS}
+    peers = {peer.name: peer for peer in PEERS}
+    if job.name in peers:
+        peer = peers[job.name]
+        result |= {"stochastic": peer.stochastic, "peer": True, "grids": {}}
+        for calls in job.calls:
+            steps = steps_of(peer, calls)
+            which = best_grid(peer, [p for problems in sets.values() for p in problems[::4]], steps, 4 if job.quick else 1)
+            result["grids"][calls] = grids(steps, 1.0)[which][0]
+            for name, problems in sets.items():
+                result["errors"][name][calls] = [run_peer(peer, p, steps, which, count) for p in problems]
+    else:
+        row = ours[job.name]
+        result |= {"stochastic": row.stochastic, "peer": False}
+        for calls in job.calls:
+            for name, problems in sets.items():
+                ends = [(p, row.sample(p, calls, count)) for p in problems]
+                result["errors"][name][calls] = [p.error(y, lam) for p, (y, lam) in ends]
+    return result
+
+
+def compare(quick: bool) -> dict[str, Any]:
+    """All of it, on two processes."""
+    calls = (3, 5) if quick else CALLS
+    names = [row.name for row in OURS] + [peer.name for peer in PEERS]
+    if quick:
+        names = ["few_step", "few_step, tau 1", "Solver-3, released grid", "dpm++ 2m", "unipc 2 bh2", "dpm++ 3m sde"]
+    jobs = [Job(name, calls, 0.0, quick) for name in names]
+    jobs += [Job(name, (5,) if quick else GOALS, err, quick) for err in ((0.05,) if quick else (0.02, 0.05)) for name in names]
+    count = 512 if quick else SAMPLES
+    sets = problems_of(Job("", (), 0.0, quick))
+    floors = {name: [p.floor(count) for p in problems] for name, problems in sets.items()}
+    with multiprocessing.get_context("fork").Pool(2) as pool:  # the suite is made once, before
+        rows = []
+        for i, row in enumerate(pool.imap(measure, jobs)):
+            rows.append(row)
+            print(f"\r{i + 1} of {len(jobs)}", end="", flush=True)
+    print("\r", end="")
+    return {
+        "command": "python benchmarks/few_step.py",
+        "calls": list(calls),
+        "problems": {name: [p.name for p in problems] for name, problems in sets.items()},
+        "floors": floors,
+        "rows": rows,
+    }
+
+
+# -- What is shown --------------------------------------------------------------------------------------------------------
+
+
+def mean_of(row: dict[str, Any], calls: int, which: str) -> float:
+    by_calls = row["errors"][which]
+    return geometric_mean(by_calls[calls] if calls in by_calls else by_calls[str(calls)])
+
+
+def table(numbers: dict[str, Any], which: str, err: float) -> str:
+    """Markdown: a line a method. Bold: the least of each column."""
+    rows = [row for row in numbers["rows"] if row["err"] == err]
+    calls = [n for n in numbers["calls"] if n in rows[0]["errors"][which] or str(n) in rows[0]["errors"][which]]
+    lines = ["| | noise | " + " | ".join(f"{n}" for n in calls) + " |", "|---|---|" + "---|" * len(calls)]
+    least = {n: min(mean_of(row, n, which) for row in rows) for n in calls}
+    for row in rows:
+        values = [(mean_of(row, n, which), least[n]) for n in calls]
+        cells = [f"**{v:.3f}**" if v == w else f"{v:.3f}" if v < 10 else "-" for v, w in values]
+        lines.append(f"| {row['name']} | {'yes' if row['stochastic'] else ''} | " + " | ".join(cells) + " |")
+    floor = f"*{geometric_mean(numbers['floors'][which]):.3f}*"
+    lines.append(f"| *exact samples* | | {' | '.join([floor] * len(calls))} |")
+    return "\n".join(lines)
+
+
+def goals(numbers: dict[str, Any], which: str) -> list[str]:
+    """One line a goal, met or not."""
+    rows = {(row["name"], row["err"]): row for row in numbers["rows"]}
+    peers = [row for row in numbers["rows"] if row["peer"]]
+    floor = geometric_mean(numbers["floors"][which])
+    few, third = rows["few_step", 0.0], rows["Solver-3, released grid", 0.0]
+    lines = []
+
+    def line(what: str, ours: float, theirs: float, most: float) -> None:
+        met = "met" if ours <= most * theirs else "NOT met"
+        lines.append(f"- {what}: {ours:.4f} against {theirs:.4f}, ratio {ours / theirs:.2f} (goal {most:g}: {met})")
+
+    best = min(mean_of(third, n, which) for n in numbers["calls"])
+    line("W at 3 calls, and of Solver-3 at its best number of calls", mean_of(few, 3, which), best, 1)
+    line("W at 5 calls, and of Solver-3 at 5", mean_of(few, 5, which), mean_of(third, 5, which), 0.25)
+    for name, stochastic, most in (
+        ("few_step", False, 0.5),
+        ("few_step, tau 1/2", True, 0.75),
+        ("few_step, tau 1", True, 0.75),
+    ):
+        for n in GOALS:
+            if n not in numbers["calls"] or (name, 0.0) not in rows:
+                continue
+            rivals = [row for row in peers if row["err"] == 0 and (row["stochastic"] or not stochastic)]
+            rival = min(rivals, key=lambda row: mean_of(row, n, which))
+            ours, theirs = (excess(mean_of(row, n, which), floor) for row in (rows[name, 0.0], rival))
+            line(
+                f"excess of {name} at {n}, and of the best {'stochastic ' * stochastic}peer, {rival['name']}",
+                ours,
+                theirs,
+                most,
+            )
+    for err in sorted({row["err"] for row in peers} - {0.0}):
+        for n in GOALS:
+            if n in few["errors"][which] or str(n) in few["errors"][which]:
+                rivals = [
+                    row for row in peers if row["err"] == err and (n in row["errors"][which] or str(n) in row["errors"][which])
+                ]
+                if rivals:
+                    rival = min(rivals, key=lambda row: mean_of(row, n, which))
+                    ours, theirs = mean_of(rows["few_step", err], n, which), mean_of(rival, n, which)
+                    line(f"W at {n} with a model wrong by {err:.0%}, and of the best peer, {rival['name']}", ours, theirs, 1)
+    return lines
+
+
+def document(numbers: dict[str, Any]) -> str:
+    """What stands in docs/few_steps.md."""
+    parts = []
+    for which, problems in numbers["problems"].items():
+        parts += [
+            f"**{which.capitalize()}** problems ({len(problems)}), exact models; number of calls:",
+            "",
+            table(numbers, which, 0.0),
+            "",
+        ]
+    for err in sorted({row["err"] for row in numbers["rows"]} - {0.0}):
+        parts += [f"Held out, models wrong by {err:.0%}:", "", table(numbers, "held out", err), ""]
+    for which in numbers["problems"]:
+        parts += [f"Goals, {which}:", "", *goals(numbers, which), ""]
+    return "\n".join(parts).rstrip()
+
+
+def plot(numbers: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
+    for axis, stochastic in zip(axes, (False, True), strict=True):
+        rows = [
+            row for row in numbers["rows"] if row["err"] == 0 and row["stochastic"] == stochastic and "scale" not in row["name"]
+        ]
+        for row in rows:
+            ours = row["name"].startswith("few_step")
+            values = [mean_of(row, n, "held out") for n in numbers["calls"]]
+            style = {"linewidth": 2.5, "zorder": 3} if ours else {"linewidth": 1, "alpha": 0.8}
+            axis.loglog(numbers["calls"], values, label=row["name"], marker=".", **style)
+        axis.axhline(geometric_mean(numbers["floors"]["held out"]), color="k", linestyle=":", label="exact samples")
+        axis.set(title="with noise" if stochastic else "ODE", xlabel="model calls", ylim=(0.03, 1.3))
+        axis.set_xticks(numbers["calls"], [str(n) for n in numbers["calls"]])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6, ncols=2)
+    axes[0].set_ylabel("sliced W2 / residual scale, held-out problems")
+    figure.savefig(path, dpi=90)
+
+
+# -- ResShift's process ---------------------------------------------------------------------------------------------------
+
+
+def resshift_table(count: int = SAMPLES) -> dict[str, Any]:
+    """Errors at 4 and 15 calls on the published processes of ResShift, of its sampler and of ours."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    problems = suite.held_out()
+    torch.set_num_threads(1)
+    for calls in (4, 15):
+        process, times = presets.resshift(calls, T=calls)
+        methods: dict[str, tuple[Callable[[Problem], dict[str, Any]], int]] = {
+            "resshift (published)": (lambda p, g=times: {"method": method.resshift, "grid": g}, 1),
+            "dos 1, same grid": (lambda p, g=times: {"grid": g}, 1),
+            "dos 3, same grid": (lambda p, g=times: {"grid": g}, 3),
+            "ode 1, same grid": (lambda p, g=times: {"method": method.ode, "grid": g}, 1),
+            "adams 2 on the chain's noise, same grid": (
+                lambda p, g=times: {"method": functools.partial(method.adams, tau=method.chain), "grid": g},
+                2,
+            ),
+            "few_step": (lambda p: presets.few_step(p.scale), 3),
+            "few_step, tau 1": (lambda p: presets.few_step(p.scale, tau=1.0), 3),
+        }
+        for name, (how, order) in methods.items():
+            errors = [p.error(solved(how, order, process)(p, calls, count)[0]) for p in problems]
+            rows.setdefault(name, {})[str(calls)] = errors
+    return {"problems": [p.name for p in problems], "floors": [p.floor(count) for p in problems], "rows": rows}
+
+
+def resshift_document(numbers: dict[str, Any]) -> str:
+    lines = ["| on ResShift's process | 4 calls | 15 calls |", "|---|---|---|"]
+    for name, by_calls in numbers["rows"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{geometric_mean(by_calls[n]):.3f}" for n in ("4", "15")) + " |")
+    floor = geometric_mean(numbers["floors"])
+    return "\n".join([*lines, f"| *exact samples* | *{floor:.3f}* | *{floor:.3f}* |"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a part of the problems, methods and calls; print only")
+    parser.add_argument("--process", choices=("dossr", "resshift"), default="dossr", help="the process (default: dossr)")
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    if arguments.process == "resshift":
+        numbers = resshift_table(512 if arguments.quick else SAMPLES)
+        name, text = "few_step_resshift", resshift_document(numbers)
+    else:
+        numbers = compare(arguments.quick)
+        name, text = "few_step", document(numbers)
+    print(text)
+    print(f"\n{time.monotonic() - begun:.0f} s")
+    if not arguments.quick:
+        report.save(name, numbers)
+        report.insert(ROOT / "docs" / "few_steps.md", name, text)
+        if name == "few_step":
+            plot(numbers, ROOT / "docs" / "few_steps.png")
+
+
+if __name__ == "__main__":
+    main()
