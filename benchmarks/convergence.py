@@ -56,7 +56,10 @@ METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
     "ode, v, corrector": (functools.partial(method.ode, variable=expansion.v(0.7), corrector=True), (1, 2, 3)),
 }
 DETERMINISTIC = tuple(name for name in METHODS if name.startswith("ode"))
-NOISES = {"adams, tau 1/2": 0.5, "adams, ER-SDE": method.er_sde}  # whose paths are those of another SDE; 1 elsewhere
+NOISES: dict[str, float | Psi] = {
+    "adams, tau 1/2": 0.5,
+    "adams, ER-SDE": method.er_sde,
+}  # whose paths are those of another SDE; 1 elsewhere
 
 
 def graded(process: Process, steps: int) -> Tensor:
@@ -209,13 +212,16 @@ def measure(counts: dict[str, tuple[int, ...]]) -> list[dict[str, object]]:
     return rows
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Markdown, as it stands in docs/methods.md."""
+BRIEF = ("dos", "adams", "adams, corrector", "srk", "resshift", "ode", "ode, corrector")
+
+
+def table(rows: list[dict[str, object]], names: Sequence[str] = tuple(METHODS)) -> str:
+    """Markdown, as it stands in docs/methods.md, and in README.md for the names in BRIEF."""
     lines = [
         "| method | order | calls a step | expansion | strong | weak | ODE | weak, default grid to t = 0 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in (row for row in rows if row["method"] in names):
         slopes: dict[str, float] = row["slopes"]  # type: ignore[assignment]
         cells = [f"{slopes[k] + 0.0:.2f}" if k in slopes else "" for k in ("drift", "strong", "weak", "ode", "default")]
         lines.append(f"| {row['method']} | {row['order']} | {1 + (row['method'] == 'srk')} | " + " | ".join(cells) + " |")
@@ -258,8 +264,8 @@ def main() -> None:
     print(table(rows))
     if not quick:
         report.save("convergence", {"command": "python benchmarks/convergence.py", "steps": counts, "rows": rows})
-        for document in (ROOT / "README.md", ROOT / "docs" / "methods.md"):
-            report.insert(document, "convergence", table(rows))
+        report.insert(ROOT / "docs" / "methods.md", "convergence", table(rows))
+        report.insert(ROOT / "README.md", "convergence", table(rows, BRIEF))
         plot(rows, counts, ROOT / "docs" / "convergence.png")
 
 

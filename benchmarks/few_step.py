@@ -71,16 +71,20 @@ def released(order: int) -> Sample:
     return sample
 
 
+def _preset(problem: Problem, tau: float) -> dict[str, Any]:
+    return presets.few_step(problem.scale, tau)
+
+
 def lead(problem: Problem) -> dict[str, Any]:
     s = 1.5 * problem.scale
     return {"method": functools.partial(method.ode, variable=expansion.v(s), corrector=True), "grid": grid.angle(s)}
 
 
 OURS = (
-    Row("few_step", solved(lambda p: presets.few_step(p.scale)), False),
-    Row("few_step, tau 1/2", solved(lambda p: presets.few_step(p.scale, tau=0.5)), True),
-    Row("few_step, tau 1", solved(lambda p: presets.few_step(p.scale, tau=1.0)), True),
-    Row("few_step, order 2", solved(lambda p: presets.few_step(p.scale), 2), False),
+    Row("few_step", solved(functools.partial(_preset, tau=0.0)), False),
+    Row("few_step, tau 1/2", solved(functools.partial(_preset, tau=0.5)), True),
+    Row("few_step, tau 1", solved(functools.partial(_preset, tau=1.0)), True),
+    Row("few_step, order 2", solved(functools.partial(_preset, tau=0.0), 2), False),
     Row("few_step, scale x 1/2", solved(lambda p: presets.few_step(p.scale / 2)), False),
     Row("few_step, scale x 2", solved(lambda p: presets.few_step(p.scale * 2)), False),
     Row("ode 2 in v, corrector, angle grid", solved(lead, 2), False),
@@ -163,7 +167,6 @@ def problems_of(job: Job) -> dict[str, list[Problem]]:
 
 def measure(job: Job) -> dict[str, Any]:
     """Errors by problem: {set: {calls: [error, ...]}}, and a peer's grids."""
-    torch.set_num_threads(1)
     sets, count = problems_of(job), 512 if job.quick else SAMPLES
     result: dict[str, Any] = {"name": job.name, "err": job.err, "errors": {name: {} for name in sets}}
     ours = {row.name: row for row in OURS}
@@ -331,24 +334,24 @@ def resshift_table(count: int = SAMPLES) -> dict[str, Any]:
     """Errors at 4 and 15 calls on the published processes of ResShift, of its sampler and of ours."""
     rows: dict[str, dict[str, list[float]]] = {}
     problems = suite.held_out()
-    torch.set_num_threads(1)
     for calls in (4, 15):
         process, times = presets.resshift(calls, T=calls)
-        methods: dict[str, tuple[Callable[[Problem], dict[str, Any]], int]] = {
-            "resshift (published)": (lambda p, g=times: {"method": method.resshift, "grid": g}, 1),
-            "dos 1, same grid": (lambda p, g=times: {"grid": g}, 1),
-            "dos 3, same grid": (lambda p, g=times: {"grid": g}, 3),
-            "ode 1, same grid": (lambda p, g=times: {"method": method.ode, "grid": g}, 1),
-            "adams 2 on the chain's noise, same grid": (
-                lambda p, g=times: {"method": functools.partial(method.adams, tau=method.chain), "grid": g},
-                2,
-            ),
-            "few_step": (lambda p: presets.few_step(p.scale), 3),
-            "few_step, tau 1": (lambda p: presets.few_step(p.scale, tau=1.0), 3),
+        published: dict[str, Any] = {"grid": times}
+        on_chain = functools.partial(method.adams, tau=method.chain)
+        same_grid: dict[str, tuple[dict[str, Any], int]] = {
+            "resshift (published)": (published | {"method": method.resshift}, 1),
+            "dos 1, same grid": (published, 1),
+            "dos 3, same grid": (published, 3),
+            "ode 1, same grid": (published | {"method": method.ode}, 1),
+            "ode 2, same grid": (published | {"method": method.ode}, 2),
+            "adams 2 with the chain's noise, same grid": (published | {"method": on_chain}, 2),
         }
-        for name, (how, order) in methods.items():
-            errors = [p.error(solved(how, order, process)(p, calls, count)[0]) for p in problems]
+        for name, (how, order) in same_grid.items():
+            errors = [p.error(solved(lambda _, how=how: how, order, process)(p, calls, count)[0]) for p in problems]  # type: ignore[misc]
             rows.setdefault(name, {})[str(calls)] = errors
+        for tau in (0.0, 1.0):
+            sample = solved(functools.partial(_preset, tau=tau), None, process)
+            rows.setdefault(f"few_step, tau {tau:g}", {})[str(calls)] = [p.error(sample(p, calls, count)[0]) for p in problems]
     return {"problems": [p.name for p in problems], "floors": [p.floor(count) for p in problems], "rows": rows}
 
 
@@ -366,6 +369,7 @@ def main() -> None:
     parser.add_argument("--process", choices=("dossr", "resshift"), default="dossr", help="the process (default: dossr)")
     arguments = parser.parse_args()
     begun = time.monotonic()
+    torch.set_num_threads(1)  # a process a core is faster
     if arguments.process == "resshift":
         numbers = resshift_table(512 if arguments.quick else SAMPLES)
         name, text = "few_step_resshift", resshift_document(numbers)

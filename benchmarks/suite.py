@@ -87,7 +87,7 @@ class Problem:
         whole, d, scale = self.mixture.mean_given(), self.x_hat0.shape[-1], self.scale
 
         def exact(y: Tensor, a: Tensor, sigma: Tensor) -> Tensor:
-            return torch.cat([whole(part, a, sigma) for part in y.split(256)])  # what stays in the cache
+            return torch.cat([whole(part, a, sigma) for part in torch.split(y, 256)])  # what stays in the cache
 
         if not self.err:
             return exact

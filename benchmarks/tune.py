@@ -5,10 +5,12 @@ lam_k = s tan(pi/2 a_k),   a_0 = 1,   a_k = n/(n + delta) (1 - (k - 1)/(n - 1))^
 
 import argparse
 import math
+from collections.abc import Sequence
 
 import report
 import suite
 import torch
+from report import ROOT
 from torch import Tensor
 
 import dosde
@@ -52,7 +54,6 @@ def main() -> None:
     exact = suite.tuned()
     cases = [(problems, tau) for problems in (exact, [p.perturbed(0.02) for p in exact]) for tau in (0.0, 1.0)]
     rows: list[tuple[float, float, list[float]]] = []
-    print("geometric mean over problems, tau = 0 and 1, exact and 2% wrong models; steps", *STEPS)
     for delta in (0.25, 0.5, 1.0):
         for gamma in (1.0, 1.25, 1.5, 1.75, 2.0):
             errors = [
@@ -60,11 +61,23 @@ def main() -> None:
                 for n in STEPS
             ]
             rows.append((delta, gamma, errors))
-            mean = suite.geometric_mean(errors)
-            print(f"delta {delta:<5} gamma {gamma:<5}", *(f"{e:.4f}" for e in errors), f"mean {mean:.4f}", flush=True)
-    best = min(rows, key=lambda row: suite.geometric_mean(row[2]))
-    print(f"best: delta {best[0]}, gamma {best[1]}")
-    report.save("tune", {"count": count, "steps": STEPS, "rows": rows})
+            print(f"delta {delta:<5} gamma {gamma:<5}", *(f"{e:.4f}" for e in errors), flush=True)
+    report.save("tune", {"command": "python benchmarks/tune.py", "count": count, "steps": STEPS, "rows": rows})
+    report.insert(ROOT / "docs" / "few_steps.md", "tune", table(rows))
+
+
+def table(rows: Sequence[tuple[float, float, Sequence[float]]]) -> str:
+    """Markdown. Bold: the least of each column."""
+    lines = [
+        "| delta | gamma | " + " | ".join(f"{n} calls" for n in STEPS) + " | all |",
+        "|---|---|" + "---|" * (len(STEPS) + 1),
+    ]
+    values = [[*errors, suite.geometric_mean(list(errors))] for _, _, errors in rows]
+    least = [min(column) for column in zip(*values, strict=True)]
+    for (delta, gamma, _), row in zip(rows, values, strict=True):
+        cells = [f"**{v:.4f}**" if v == w else f"{v:.4f}" for v, w in zip(row, least, strict=True)]
+        lines.append(f"| {delta:g} | {gamma:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,20 @@ def weights(
     Returns (order, steps, *field). Nodes that do not exist, whose variable is infinite, or that coincide with the next newer
     one (a clock that stands still) drop out, and the order with them; likewise where v(lam_t) is infinite.
     """
+    if lams.ndim > 1:
+        return torch.from_numpy(_weights(lams, order, power, variable, taylor, implicit))
+    powers = power if isinstance(power, float | int) else power.tobytes()
+    return torch.from_numpy(_remembered(lams.numpy().tobytes(), order, powers, variable, taylor, implicit).copy())
+
+
+@functools.lru_cache(maxsize=256)
+def _remembered(lams: bytes, order: int, power: float | bytes, variable: Variable, taylor: bool, implicit: bool) -> Array:
+    """`_weights` for one lam a time, which solve after solve on one grid asks for."""
+    powers = np.frombuffer(power) if isinstance(power, bytes) else power
+    return _weights(torch.frombuffer(bytearray(lams), dtype=torch.float64), order, powers, variable, taylor, implicit)
+
+
+def _weights(lams: Tensor, order: int, power: float | Array, variable: Variable, taylor: bool, implicit: bool) -> Array:
     rho = ratio(lams).numpy()
     power = np.broadcast_to(np.asarray(power, dtype=np.float64), rho.shape)
     total = 1 - rho**power
@@ -79,7 +93,7 @@ def weights(
     result[first] = total
     steps = len(rho)
     if order == 1 or (steps == 1 and not implicit):
-        return torch.from_numpy(result)
+        return result
 
     lam, v = lams.numpy(), variable(lams).numpy()
     finite = np.isfinite(v)
@@ -113,7 +127,7 @@ def weights(
             for i in range(k + 1):
                 gaps = math.prod(nodes[i] - nodes[j] for j in range(k + 1) if j != i)
                 result[i] += np.where(live[k], moment / gaps, 0.0)
-    return torch.from_numpy(result)
+    return result
 
 
 def ratio(lams: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ about a mean mu, x_theta - mu = w^2/(w^2 + lam^2) (y - mu), so all that a solver
 A step sets y_t = q (c rho y_s + lam_t sqrt(1 - c^2) z) + sum_i w_i x_theta_i, sum w_i = 1 - q c rho. Given how the state and
 the outputs respond to noise so far, its inflation q and its weights are those that minimise, by Gauss-Newton,
 
-    E_w [ (|Y_t(w)| - sqrt(w^2 + lam_t^2))^2 ] / (1 + lam_t^2) + ridge^2 sum_i>0 w_i^2,     w = s exp(spread N(0, 1)) normalised
+    E_w [(|Y_t(w)| - sqrt(w^2 + lam_t^2))^2] / (1 + lam_t^2) + ridge^2 ((q - 1)^2 + sum_i>0 w_i^2)
 
-in units of s, the scale: one width is what a polynomial in v = s^2/(s^2 + lam^2) is exact for, but posteriors of pictures mix
-widths by factors. Errors of earlier steps are in Y, so each step corrects what the last one left: no corrector is needed.
-The ridge is the part of the residual by which networks err. In the last step to lam = 0 the state has no weight: the result is
-made of outputs of the model alone, and directions of no width get no noise; if there is only one output, with no width to
-read, the missing noise is white.
+in units of s, the scale, for log w ~ N(., spread^2) with E w^2 = 1. For one width alone a polynomial in
+v = s^2/(s^2 + lam^2) is exact, but posteriors of pictures mix widths by factors. Errors of earlier steps are in Y, so each
+step corrects what the last one left: no corrector is needed. The ridge is about the part of the residual by which networks err.
+
+In the last step to lam = 0 the state has no weight: the result is made of outputs of the model alone, and directions of no
+width get no noise. A single step has one output, which tells no width: there the missing noise is white.
 """
 
 import functools
@@ -67,15 +68,20 @@ def _spread(v: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _plans(lams: Array, c: Array, order: int) -> tuple[Array, Array]:
-    """For each column of lams (steps + 1, E) and c (steps, E): q (steps, E) and weights (order, steps, E). Remembered."""
+    """For each column of lams (steps + 1, E) and c (steps, E): q (steps, E) and weights (order, steps, E)."""
+    if lams.shape[1] > _MOST:
+        return _computed(lams, c, order)
     return _remembered(lams.tobytes(), c.tobytes(), lams.shape, order)
 
 
 @functools.lru_cache(maxsize=64)
-def _remembered(lam_bytes: bytes, c_bytes: bytes, shape: tuple[int, int], order: int) -> tuple[Array, Array]:
-    steps, count = shape[0] - 1, shape[1]
-    lams = np.frombuffer(lam_bytes).reshape(shape)
-    c = np.frombuffer(c_bytes).reshape(steps, count)
+def _remembered(lams: bytes, c: bytes, shape: tuple[int, int], order: int) -> tuple[Array, Array]:
+    """`_computed` for few columns, which solve after solve on one grid asks for."""
+    return _computed(np.frombuffer(lams).reshape(shape), np.frombuffer(c).reshape(-1, shape[1]), order)
+
+
+def _computed(lams: Array, c: Array, order: int) -> tuple[Array, Array]:
+    steps, count = c.shape
     width2, p = _widths()
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = np.where(np.isinf(lams[1:]), 1.0, lams[1:] / lams[:-1])
@@ -105,18 +111,17 @@ def _remembered(lam_bytes: bytes, c_bytes: bytes, shape: tuple[int, int], order:
 
 
 def _fit(base: Array, columns: Array, target: Array, share: Array) -> Array:
-    """The coefficients (E, n) with |base + columns @ coefficients| nearest the target: the first from 1, the others ridged."""
-    solution = np.zeros((len(base), columns.shape[-1]))
-    solution[:, 0] = 1
-    ridge = np.full(columns.shape[-1], RIDGE**2)
-    ridge[0] = 1e-12  # where nothing is carried, the first column is zero
+    """The coefficients (E, n) with |base + columns @ coefficients| nearest the target, and not far from 1, 0, ..., 0."""
+    plain = np.eye(1, columns.shape[-1])
+    solution = np.repeat(plain, len(base), 0)
+    ridge = RIDGE**2 * np.eye(columns.shape[-1])
     for _ in range(1 if base.shape[-1] == 1 else 4):  # with one draw the problem is linear
         y = base + np.einsum("emdc,ec->emd", columns, solution)
         std = np.sqrt((y**2).sum(-1)) + 1e-300
         slope = np.einsum("emd,emdc->emc", y / std[..., None], columns)
-        matrix = np.einsum("emc,em,emb->ecb", slope, share, slope) + np.diag(ridge)
+        matrix = np.einsum("emc,em,emb->ecb", slope, share, slope) + ridge
         side = np.einsum("emc,em,em->ec", slope, share, target - std)
-        side[:, 1:] -= ridge[1:] * solution[:, 1:]
+        side -= RIDGE**2 * (solution - plain)
         solution = solution + np.linalg.solve(matrix, side[..., None])[..., 0]
     return solution
 

@@ -217,7 +217,7 @@ def _noise_level(m: Marginal, rho: Tensor, tau: float | Psi) -> tuple[Tensor, Ar
 
 
 def _check_tau(tau: object) -> None:
-    if not isinstance(tau, int | float) or not 0 <= tau <= 1:
+    if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 1:
         raise ValueError(f"tau: {tau!r}; a number from 0 (the ODE) to 1 (the reverse SDE) is needed")
 
 

@@ -287,6 +287,8 @@ def _derivative(value: Tensor, time: Tensor) -> Tensor:
 
 def _within(values: Tensor, low: float, high: float) -> bool:
     """All of low <= values <= high, and finite."""
+    if not values.numel():
+        return True
     least, most = torch.aminmax(values.detach())
     return low <= least.item() and most.item() <= high and most.item() < math.inf
 

@@ -39,19 +39,20 @@ PROCESSES["dossr"] = dosde.presets.dossr()[0]
 FIELD_PROCESSES = {f"{s}-{e}": Process(SCHEDULES[s], FIELDS[e]) for s in ("scaled_linear", "ve") for e in FIELDS}
 
 
-def v2(lam):
-    """A bounded variable, regular at lam = infinity."""
-    return 1 / (1 + (lam / 0.7) ** 2)
-
-
 METHODS = {
     "dos": method.dos,
     "adams": method.adams,
     "adams_log": partial(method.adams, variable=expansion.log_lam),
-    "adams_v": partial(method.adams, variable=v2),
+    "adams_v": partial(method.adams, variable=expansion.v(0.7)),
+    "adams_half": partial(method.adams, tau=0.5),
+    "adams_er": partial(method.adams, tau=method.er_sde),
+    "adams_chain": partial(method.adams, tau=method.chain),
+    "adams_corrected": partial(method.adams, corrector=True),
+    "adams_sqrt_v_denoised": partial(method.adams, variable=expansion.sqrt_v(0.3), tau=0.3, corrector=True, denoise=True),
     "ode": method.ode,
+    "ode_corrected": partial(method.ode, variable=expansion.v(0.4), corrector=True),
     "ode_log": partial(method.ode, variable=expansion.log_lam),
-    "ode_v": partial(method.ode, variable=v2),
+    "ode_v": partial(method.ode, variable=expansion.v(0.7)),
     "resshift": method.resshift,
 }
 MOST = {"dos": 3, "resshift": 1}  # the highest order of a method, where there is one
@@ -60,5 +61,7 @@ GRIDS = {
     "uniform": grid.uniform,
     "log_lam": grid.log_lam(),
     "karras": grid.karras(),
+    "angle": grid.angle(0.3),
+    "few_step": grid.few_step(0.2),
     "times": lambda process, steps: torch.linspace(0.9, 0.05, steps + 1, dtype=torch.float64) * process.t1,
 }

@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import ablation
 import convergence
+import few_step
 import interop
 import overhead
 import pytest
 import report
+import tune
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,8 +42,14 @@ def test_files_that_are_named_exist(path):
 
 def test_tables_are_what_the_benchmarks_wrote():
     orders, costs = report.load("convergence"), report.load("overhead")
-    for document in ("README.md", "docs/methods.md"):
-        assert report.between((ROOT / document).read_text(), "convergence")[1].strip() == convergence.table(orders["rows"])
+    for document, names in (("README.md", convergence.BRIEF), ("docs/methods.md", tuple(convergence.METHODS))):
+        inside = report.between((ROOT / document).read_text(), "convergence")[1]
+        assert inside.strip() == convergence.table(orders["rows"], names)
+    few = (ROOT / "docs" / "few_steps.md").read_text()
+    assert report.between(few, "few_step")[1].strip() == few_step.document(report.load("few_step"))
+    assert report.between(few, "few_step_resshift")[1].strip() == few_step.resshift_document(report.load("few_step_resshift"))
+    assert report.between(few, "ablation")[1].strip() == ablation.table(report.load("ablation")["rows"])
+    assert report.between(few, "tune")[1].strip() == tune.table(report.load("tune")["rows"])
     inside = report.between((ROOT / "docs" / "benchmarks.md").read_text(), "overhead")[1]
     rows, counts = costs["times"], costs["counts"]
     assert inside.strip() == overhead.table(rows, counts) + "\n\n" + overhead.goals(rows, counts)

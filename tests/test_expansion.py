@@ -7,14 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from instances import v2
 from numpy.polynomial import Polynomial
 from scipy.integrate import quad
 
 from dosde import expansion
 from dosde.expansion import weights
 
-VARIABLES = {"lam": expansion.lam, "log_lam": expansion.log_lam, "v": v2}
+VARIABLES = {"lam": expansion.lam, "log_lam": expansion.log_lam, "v": expansion.v(0.7), "sqrt_v": expansion.sqrt_v(0.7)}
 
 
 def tensor(values):
@@ -104,15 +103,15 @@ def test_the_ends_are_finite_and_the_limits_of_what_lies_inside():
 def test_log_lam_falls_to_first_order_at_lam_0_and_v_stays_regular_at_infinity():
     lams = tensor([math.inf, 3.0, 1.0, 0.0])
     assert weights(lams, 3, 2, expansion.log_lam)[:, 2].tolist() == [1, 0, 0]
-    bounded = weights(lams, 3, 2, v2)
+    bounded = weights(lams, 3, 2, expansion.v(0.7))
     assert float(bounded[1, 1].abs()) > 1e-3  # the output at infinity is used
     assert bounded.isfinite().all()
 
 
 def test_a_clock_that_stands_still_costs_nothing():
     """Elements of a field may have lam = infinity at several times: the step there is empty, and the node not counted twice."""
-    still = weights(tensor([math.inf, math.inf, 3.0, 1.0, 0.5]), 3, 2, v2)
+    still = weights(tensor([math.inf, math.inf, 3.0, 1.0, 0.5]), 3, 2, expansion.v(0.7))
     assert still[:, 0].tolist() == [0, 0, 0]
-    moving = weights(tensor([math.inf, 3.0, 1.0, 0.5]), 3, 2, v2)
+    moving = weights(tensor([math.inf, 3.0, 1.0, 0.5]), 3, 2, expansion.v(0.7))
     assert torch.allclose(still[:, 1:3], moving[:, :2])
     assert torch.allclose(still[:, 3], moving[:, 2])

@@ -42,7 +42,7 @@ def test_fuzz(how, data):
     assert x0.untyped_storage().data_ptr() != x_hat0.untyped_storage().data_ptr()
 
 
-@pytest.mark.filterwarnings("ignore:order")  # v2 extrapolates from lam = infinity and 1000, which lie close together in it
+@pytest.mark.filterwarnings("ignore:order")  # v extrapolates from lam = infinity and 1000, which lie close together in it
 @pytest.mark.parametrize("name", FIELD_PROCESSES)
 @pytest.mark.parametrize("how", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -218,6 +218,17 @@ def test_few_latents_are_alive_and_few_operations_touch_them(order, how):
         dosde.solve(lambda x, h, t: torch.ones(1, 4, 8, 8), x_hat0, steps, order, process=PROCESS, method=how)
     assert latents.most <= order + 3
     assert latents.operations <= (order + 6) * steps + 5  # and the start
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(
+    "how", [functools.partial(method.adams, corrector=True), method.matched(0.2), method.matched(0.2, tau=1)]
+)
+def test_a_corrector_keeps_one_latent_more(order, how):
+    x_hat0 = torch.randn(1, 4, 8, 8)
+    with Latents(x_hat0.numel()) as latents:
+        dosde.solve(lambda x, h, t: torch.ones(1, 4, 8, 8), x_hat0, 12, order, process=PROCESS, method=how)
+    assert latents.most <= order + 4
 
 
 def test_nothing_in_the_loop_waits_for_the_device():

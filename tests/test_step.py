@@ -88,7 +88,7 @@ def test_a_step_from_eta_1_forgets_x_or_keeps_its_noise(name):
     if name.startswith("ode"):
         assert step.keep == pytest.approx(float(last.sigma / process(0.5).sigma), rel=1e-15)
         assert step.noise == 0
-    elif name != "resshift":
+    elif name not in ("resshift", "adams_chain", "adams_er"):
         assert step.keep == 0
         assert step.noise == pytest.approx(float(last.sigma), rel=1e-15)
 
