@@ -1,6 +1,6 @@
 # make demo   upscale the bundled photograph (sets up .venv first)
 # make test   all tests            make lint   ruff and mypy
-# make docs   API pages in site/   make bench  the tables and plots of docs/ (about four minutes)
+# make docs   API pages in site/   make bench  the tables and plots of docs/ (half an hour)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/convergence.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/interop.py
+	$(BIN)/python benchmarks/few_step.py
+	$(BIN)/python benchmarks/few_step.py --process resshift
+	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/tune.py
 
 # One stamp an extra: set up once, and again when what is installed changes.
 $(VENV)/.%: pyproject.toml constraints.txt

@@ -55,11 +55,13 @@ def constants(spread: float = matching.SPREAD, ridge: float = matching.RIDGE, in
     """The module with other constants, or with every q = 1: the noise of the marginal in every state."""
     before = matching.SPREAD, matching.RIDGE, matching._fit
 
-    def uninflated(base: Array, columns: Array, target: Array, share: Array) -> Array:
+    def uninflated(base: Array, columns: Array, target: Array, share: Array, first: Array) -> Array:
         if columns.shape[-1] == 1:
             return np.ones((len(base), 1))
         # What is carried is fixed: it goes to the base, and a column of zeros keeps q at 1.
-        return before[2](base + columns[..., 0], np.concatenate([0 * columns[..., :1], columns[..., 1:]], -1), target, share)
+        return before[2](
+            base + columns[..., 0], np.concatenate([0 * columns[..., :1], columns[..., 1:]], -1), target, share, first
+        )
 
     matching.SPREAD, matching.RIDGE = spread, ridge
     if not inflate:

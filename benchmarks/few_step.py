@@ -249,7 +249,8 @@ def goals(numbers: dict[str, Any], which: str) -> list[str]:
 
     def line(what: str, ours: float, theirs: float, most: float) -> None:
         met = "met" if ours <= most * theirs else "NOT met"
-        lines.append(f"- {what}: {ours:.4f} against {theirs:.4f}, ratio {ours / theirs:.2f} (goal {most:g}: {met})")
+        ratio = f"ratio {ours / theirs:.2f}, goal {most:g}" if theirs else "which is the floor"
+        lines.append(f"- {what}: {ours:.4f} against {theirs:.4f} ({ratio}: {met})")
 
     best = min(mean_of(third, n, which) for n in numbers["calls"])
     line("W at 3 calls, and of Solver-3 at its best number of calls", mean_of(few, 3, which), best, 1)
@@ -375,6 +376,8 @@ def main() -> None:
         name, text = "few_step_resshift", resshift_document(numbers)
     else:
         numbers = compare(arguments.quick)
+        if not arguments.quick:
+            report.save("few_step", numbers)
         name, text = "few_step", document(numbers)
     print(text)
     print(f"\n{time.monotonic() - begun:.0f} s")

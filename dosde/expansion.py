@@ -19,6 +19,7 @@ are the weights of a corrector.
 
 import functools
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -43,19 +44,19 @@ def log_lam(lam: Tensor) -> Tensor:
     return lam.log()
 
 
-def v(scale: float | Tensor) -> Variable:
-    """v = s^2 / (s^2 + lam^2): bounded, and finite at lam = infinity. For Gaussian data of std s, x_theta is affine in it.
+def v(scale: float) -> Variable:
+    """v = s^2 / (s^2 + lam^2): bounded, and finite at lam = infinity. For grids whose steps are alike in it, as `grid.angle`.
 
-    scale: s, a positive number or a field.
+    For Gaussian data of std s, x_theta is affine in v at a fixed y = (x - b x_hat0)/a.
     """
-    scale = checked_scale(scale)
-    return lambda lam: 1 / (1 + (lam / scale) ** 2)
+    s = _checked_number(scale)
+    return lambda lam: 1 / (1 + (lam / s) ** 2)
 
 
-def sqrt_v(scale: float | Tensor) -> Variable:
-    """The root of v: along the ODE's path, x_theta of Gaussian data of std s is affine in this one."""
-    scale = checked_scale(scale)
-    return lambda lam: (1 + (lam / scale) ** 2) ** -0.5
+def sqrt_v(scale: float) -> Variable:
+    """The root of v. For Gaussian data of std s, x_theta is affine in it along a path of the ODE."""
+    s = _checked_number(scale)
+    return lambda lam: (1 + (lam / s) ** 2) ** -0.5
 
 
 def weights(
@@ -136,15 +137,24 @@ def ratio(lams: Tensor) -> Tensor:
 
 
 def checked_scale(scale: float | Tensor) -> Tensor:
-    """As a float64 tensor. Errors: TypeError, ValueError."""
+    """As a float64 tensor of its own. Errors: TypeError, ValueError."""
     try:
-        value = torch.as_tensor(scale, dtype=torch.float64, device="cpu").detach()
+        if isinstance(scale, bool) or torch.as_tensor(scale).is_complex():
+            raise TypeError
+        value = torch.as_tensor(scale, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"scale: {scale!r}; a positive number, or a tensor of them, is needed") from None
+        raise TypeError(f"scale: {reprlib.repr(scale)}; a positive number, or a tensor of them, is needed") from None
     if value.numel() == 0 or not ((value > 0) & value.isfinite()).all():
         least = f", least {value.min():g}, largest {value.max():g}" if value.numel() > 1 else ""
         raise ValueError(f"scale: {scale if value.ndim == 0 else tuple(value.shape)}{least}; positive finite values are needed")
     return value
+
+
+def _checked_number(scale: float) -> float:
+    value = checked_scale(scale)
+    if value.numel() != 1:
+        raise ValueError(f"scale: shape {tuple(value.shape)}; one positive number is needed (method.matched takes a field)")
+    return value.item()
 
 
 @functools.lru_cache

@@ -96,14 +96,20 @@ def few_step(scale: float | Tensor) -> Grid:
 def two_stage(grid: Grid) -> Grid:
     """The grid of `method.srk`: for 2 k steps, k of the given grid, each with its stage at 3/4 of the way on the clock u.
 
-    For 2 k + 1 steps, k + 1 of the given grid, the last one without a stage: only that one may end at t = 0.
-    Errors: ValueError for an even number of steps and a grid that ends at t = 0.
+    For 2 k + 1 steps, k + 1 of the given grid, the last one, to t = 0, without a stage.
+    Errors: ValueError for an even number of steps and a grid that ends at t = 0, an odd one and a grid that ends above.
     """
 
     def staged(process: Process, steps: int) -> Tensor:
         times = torch.as_tensor(grid(process, (steps + 1) // 2), dtype=torch.float64, device="cpu")
         pairs = steps // 2
+        if process.field_shape:
+            raise ValueError(f"process: eta is a field of shape {process.field_shape}; two_stage needs one clock")
         u = process(times).u
+        if steps % 2 and not u[-1].isinf():
+            raise ValueError(
+                f"steps: {steps} with a grid that ends above t = 0; an even number is needed, or one that ends at 0"
+            )
         if u[pairs].isinf():
             raise ValueError(
                 f"steps: {steps} with a grid that ends at t = 0; an odd number is needed, or a grid that ends above"
@@ -120,6 +126,11 @@ def _angles(scale: float | Tensor, levels: Callable[[int], Tensor]) -> Grid:
     s = float(checked_scale(scale).square().mean().sqrt())
 
     def grid(process: Process, steps: int) -> Tensor:
+        if process.field_shape:
+            raise ValueError(
+                f"grid: eta is a field of shape {process.field_shape}, and grids in the angle need one lam; "
+                "pass grid=times, decreasing from t1"
+            )
         most, least = (math.atan(float(process(t).lam.max()) / s) for t in (process.t1, 0.0))
         lams = s * torch.tan(least + levels(steps)[1:-1] * (most - least))
         ends = torch.tensor([process.t1, 0.0], dtype=torch.float64, device="cpu")

@@ -15,6 +15,7 @@ A corrector takes the step to t once more with the output at t, with the same z.
 the next step can add keep times that sum to its own: it costs no call, and one more output is kept.
 """
 
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
         raise ValueError(f"order: {order}; dos has orders 1 to 3, adams has any")
     m = _stacked(marginals)
     c = expansion.ratio(m.lam)
-    return _steps(m, c, expansion.weights(m.lam, order, power=2, taylor=True))
+    return _steps(m, order, c, expansion.weights(m.lam, order, power=2, taylor=True))
 
 
 def adams(
@@ -85,13 +86,13 @@ def adams(
     tau        the noise, as a part of that of the reverse SDE: 0 the ODE, 1 the SDE. Or a function psi of the marginal
                with c = psi_t / psi_s: 1 is the ODE, lam the SDE, others `er_sde` and `chain`.
     corrector  correct each step, to order k + 1, with the evaluation that the next one makes anyway.
-    denoise    return the last x_theta as it is, if the grid ends at sigma = 0, instead of an extrapolation.
+    denoise    return the last x_theta as it is, if the grid ends at sigma = 0, instead of an extrapolation: order 1 there.
 
     Expansion order k. As for every such method of an SDE, strong order 1 and weak order at most 2; for the ODE, order k, or
     k + 1 with the corrector. Errors: ValueError for a tau outside [0, 1], or a psi that falls as lam rises.
     """
     m = _stacked(marginals)
-    return _steps(m, *_multistep(m, order, variable, tau, corrector, denoise))
+    return _steps(m, order, *_multistep(m, order, variable, tau, corrector, denoise))
 
 
 def ode(
@@ -103,7 +104,7 @@ def ode(
 ) -> list[Step]:
     """`adams` with tau = 0: the probability-flow ODE. Order k, k + 1 with the corrector; noise enters at the start only."""
     m = _stacked(marginals)
-    return _steps(m, *_multistep(m, order, variable, 0.0, corrector, denoise))
+    return _steps(m, order, *_multistep(m, order, variable, 0.0, corrector, denoise))
 
 
 def er_sde(m: Marginal) -> Tensor:
@@ -112,7 +113,7 @@ def er_sde(m: Marginal) -> Tensor:
 
 
 def chain(m: Marginal) -> Tensor:
-    """psi of the chain of Eq. 3, sigma/alpha, for the tau of `adams`: at order 1 that is `resshift`."""
+    """psi of the chain of Eq. 3, sigma/alpha, for the tau of `adams`: at order 1, for one eta, that is `resshift`."""
     return m.sigma / m.alpha
 
 
@@ -125,30 +126,33 @@ def srk(marginals: Sequence[Marginal], order: int = 2) -> list[Step]:
 
     I the integral of W - W_s. Its noise 3/2 I/h at the stage and the rest after it are independent with variances 3/4 h and
     h/4, so both halves are ordinary steps on the clock, the first one Solver-1. Give the grid by `grid.two_stage`, which sets
-    every second time at the stage, and an even number of steps; with an odd one the last is a plain first-order step. In
+    every second time at the stage, and an even number of steps; with an odd one the last, to t = 0, is of first order. In
     law any noise serves; strong order 1.5 on one path needs 3/2 I/h itself: `noise.Stages`. Weak order 2.
-    Errors: ValueError if a stage is not at 3/4 of its step on the clock, or order is neither 2 nor (one step) 1.
+    Errors: ValueError if a stage is not at 3/4 of its step on the clock, order is neither 2 nor (one step) 1, or eta a field.
     """
     m = _stacked(marginals)
     u, rho = m.u, expansion.ratio(m.lam)
     n = len(rho) // 2 * 2
     if order not in (1, 2) or (n and order == 1):
         raise ValueError(f"order: {order}; srk keeps order = 2 outputs")
+    if m.lam.ndim > 1:
+        raise ValueError(f"process: eta is a field of shape {tuple(m.lam.shape[1:])}; srk needs one clock")
     expected = u[0:n:2] + 0.75 * (u[2 : n + 1 : 2] - u[0:n:2])
-    if not torch.allclose(u[1:n:2], expected, rtol=1e-6):
+    if not torch.allclose(u[1:n:2], expected, rtol=1e-6, atol=0):
         raise ValueError("grid: every second time must lie at 3/4 of its step on the clock u, before t = 0: use grid.two_stage")
     shares = torch.stack([1 - rho**2, torch.zeros_like(rho)])
     shares[:, 1:n:2] *= 8 / 3
     shares[1, 1:n:2] = -5 / 8 * shares[0, 1:n:2]
-    return _steps(m, rho, shares[:order])
+    return _steps(m, order, rho, shares[:order])
 
 
 def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
     """Weights that give Gaussian data of about the std `scale` the right law in few calls: see `matching`.
 
     scale: std of x0 given x_hat0, a positive number or a field that broadcasts against x. tau: noise, 0 the ODE, 1 the
-    reverse SDE. Meant for 2 to 50 steps, order 3; unlike the other methods it lets the noise of a state differ from sigma_t
-    by a factor, since a Gaussian widens what starts at lam = infinity.
+    reverse SDE. Meant for 2 to 20 steps, order 3; unlike the other methods it lets the noise of a state differ from sigma_t
+    by a factor, since a Gaussian widens what starts at lam = infinity. Where eta is a field, each of its values is
+    planned, some 0.2 ms each; a field of scales is interpolated.
     Errors: TypeError or ValueError for a scale that is not positive or a tau outside [0, 1].
     """
     s = expansion.checked_scale(scale)
@@ -157,8 +161,8 @@ def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
     def method(marginals: Sequence[Marginal], order: int) -> list[Step]:
         m = _stacked(marginals)
         c = expansion.ratio(m.lam) ** tau**2
-        inflation, shares = matching.plan(m.lam, s, c, order)
-        return _steps(m, c, shares, inflation)
+        inflation, shares, rest = matching.plan(m.lam, s, c, order)
+        return _steps(m, order, c, shares, inflation, rest)
 
     return method
 
@@ -176,7 +180,7 @@ def resshift(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
     if not (c <= 1 + 1e-9).all():
         raise ValueError("method: resshift needs sigma/alpha to rise with t, as the chain of Eq. 3 does; take dos or ode")
     c = c.clamp(max=1)
-    return _steps(m, c, (1 - c * expansion.ratio(m.lam))[None])
+    return _steps(m, order, c, (1 - c * expansion.ratio(m.lam))[None])
 
 
 def _multistep(
@@ -188,7 +192,7 @@ def _multistep(
     shares = expansion.weights(m.lam, order, power, variable)
     if denoise:
         first = torch.zeros_like(shares[:, -1])
-        first[0] = shares[:, -1].sum(0)
+        first[0] = 1
         shares[:, -1] = torch.where(m.sigma[-1] == 0, first, shares[:, -1])
     if not corrector:
         return c, shares
@@ -206,18 +210,24 @@ def _noise_level(m: Marginal, rho: Tensor, tau: float | Psi) -> tuple[Tensor, Ar
         _check_tau(tau)
         return rho**tau**2, np.asarray(1 + tau**2)
     psi = tau(m)
+    if not isinstance(psi, Tensor) or psi.shape != m.lam.shape:
+        raise TypeError(f"tau: {tau!r} returns a {type(psi).__name__}; a tensor of the shape of m.lam is needed")
     c = torch.where(m.lam[1:].isinf(), 1.0, psi[1:] / psi[:-1])
-    if not ((c >= 0) & (c <= 1 + 1e-9)).all():
+    wrong = ~((c >= 0) & (c <= 1 + 1e-9)).reshape(len(c), -1).all(1)
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        ends = [f"{psi[j].min():g}" for j in (i, i + 1)]
         raise ValueError(
-            f"tau: a function with the ratios {c.tolist()}; it must not rise where lam falls, from one time to the next"
+            f"tau: {tau!r} goes from {ends[0]} to {ends[1]} in step {i}; a function of the marginal that is never NaN and "
+            "does not rise as lam falls is needed"
         )
     c = c.clamp(max=1)
     inside = (rho > 0) & (rho < 1) & (c > 0)
-    return c, torch.where(inside, 1 + c.log() / rho.log(), 2.0).numpy()
+    return c, torch.where(inside, 1 + c.log() / rho.log(), torch.where(c > 0, 1.0, 2.0)).numpy()
 
 
 def _check_tau(tau: object) -> None:
-    if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 1:
+    if isinstance(tau, bool) or not isinstance(tau, numbers.Real) or not 0 <= float(tau) <= 1:
         raise ValueError(f"tau: {tau!r}; a number from 0 (the ODE) to 1 (the reverse SDE) is needed")
 
 
@@ -226,11 +236,13 @@ def _stacked(marginals: Sequence[Marginal]) -> Marginal:
     return Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
 
 
-def _steps(m: Marginal, ratio: Tensor, shares: Tensor, inflation: Tensor | None = None) -> list[Step]:
+def _steps(
+    m: Marginal, order: int, ratio: Tensor, shares: Tensor, inflation: Tensor | None = None, rest: Tensor | None = None
+) -> list[Step]:
     """The plan of the given ratio c, (steps, *field), and shares of a_t for past outputs, (order, steps, *field).
 
-    With an inflation, (steps, *field), keep and noise are so many times what they would be; where sigma_t = 0 they
-    would be nothing, and it counts in a_t.
+    With an inflation, (steps, *field), the noise that a state carries and gets is so many times sigma_t, and in the
+    last step a_t times the rest, (*field), more.
     """
     a, b, sigma, u, c, w = (v.numpy() for v in (m.a, m.b, m.sigma, m.u, ratio, shares))
     if not np.isfinite(w).all():
@@ -239,15 +251,16 @@ def _steps(m: Marginal, ratio: Tensor, shares: Tensor, inflation: Tensor | None 
     worst = amplification.argmax()
     if amplification[worst] > _AMPLIFICATION:
         warnings.warn(
-            f"order: {len(w)}; step {worst} multiplies errors of the model by up to {amplification[worst]:.0f}: it "
+            f"order: {order}; step {worst} multiplies errors of the model by up to {amplification[worst]:.0f}: it "
             "extrapolates far from outputs that lie close together. A lower order, a grid without such a jump, or "
             "another variable (adams, ode: expansion.log_lam) avoids that",
             stacklevel=6,
         )
     level = sigma[1:]  # of the noise of x_t
-    if inflation is not None:
+    if inflation is not None and rest is not None:
         a, b, sigma, c = (_raised(v, inflation.ndim) for v in (a, b, sigma, c))
-        level = np.where(sigma[1:] > 0, sigma[1:], a[1:]) * inflation.numpy()
+        level = sigma[1:] * inflation.numpy()
+        level[-1] += a[-1] * rest.numpy()
     keep = c * level / sigma[:-1]
     hat = b[1:] - keep * b[:-1]
     noise = _column(level * np.sqrt((1 - c) * (1 + c)))

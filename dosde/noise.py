@@ -119,13 +119,14 @@ class Stages:
     """The noise of `method.srk` on one Brownian path, for one solve: of strong order 1.5 with it, of 1 without.
 
     The stage of a step from u over h gets 3/2 I/h, I = int (W - W_u) over the step, and the second half the rest of the
-    increment. I is taken from `points` increments of the path (a `Brownian`): a part of std h^1.5/(points sqrt 12) is left out.
+    increment. I is taken from `points` increments of the path (a `Brownian`): a part of std h^1.5/(points sqrt 12) is left
+    out, which makes a floor of strong order 1, some 1/(3.5 points) of the error of an order-1 method.
     """
 
     def __init__(self, path: Noise, points: int = 64) -> None:
         if not callable(path):
             raise TypeError(f"path: {path!r}; (u, u_next, like) -> z is needed, such as noise.Brownian(0)")
-        if points < 1:
+        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
             raise ValueError(f"points: {points}; a positive integer is needed")
         self.path, self.points = path, points
         self._rest: Tensor | None = None

@@ -45,6 +45,8 @@ def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: 
 
 def plain_weight(predicts: Predicts, m: Marginal) -> Tensor:
     """ResShift's plain w: 1, but 1/sigma^2 for sigma_eps, whose loss is thereby that of eps."""
+    if predicts not in get_args(Predicts):
+        raise ValueError(f"predicts: {predicts!r}; one of {', '.join(get_args(Predicts))}")
     return 1 / m.sigma**2 if predicts == "sigma_eps" else torch.ones_like(m.sigma)
 
 
@@ -55,6 +57,8 @@ def bound_weights(predicts: Predicts, process: Process, times: Tensor | Sequence
     `method.resshift`; times p^2 for the network. A last step without noise, to sigma = 0, takes that of the step before.
     Errors: ValueError if it has none before, or where x0 does not follow from what is predicted.
     """
+    if len(times) < 2:
+        raise ValueError(f"times: {len(times)} of them; at least two are needed")
     noise: Coefficient = 0.0
     weights: list[Tensor] = []
     for step in plan(process, len(times) - 1, 1, method=resshift, grid=times):

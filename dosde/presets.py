@@ -64,10 +64,9 @@ def few_step(scale: float | Tensor, tau: float = 0.0) -> dict[str, Any]:
     """What we recommend for 2 to 20 calls, as keywords for `solve`: solve(model, x_hat0, steps=4, **few_step(scale)).
 
     scale: std of x0 given x_hat0 per element, a positive number or a field that broadcasts against x; std(x0 - x_hat0) serves.
-    A factor of 1.5 either way costs little (docs/few_steps.md). tau: 0, the default, is the ODE; 1 the reverse SDE, which
-    takes one or two calls more for the same law.
+    docs/few_steps.md has what a wrong one costs. tau: 0, the default, is the ODE; 1 the reverse SDE.
     `method.matched(scale, tau)` on `grid.few_step(scale)`; any order, 3 by default. One step returns the mean with white noise
-    of the scale: no structure is known from one call.
+    of 0.88 of the scale: no structure is known from one call.
 
     >>> import torch, dosde
     >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))

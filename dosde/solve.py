@@ -4,6 +4,7 @@ The state is float32 (float64 for float64 input) whatever the dtype of the model
 more than the error of the solver. Nothing in the loop waits for the device.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,7 +45,7 @@ def solve(
               not write to x, which is the state of the loop, nor to what it returned: outputs are kept for later steps.
               A `Denoiser` makes one of a network and carries its process.
     x_hat0    the source (the low-resolution image brought to the shape of x0), floating, shape (batch, ...).
-    order     1 to steps (`method.dos`: to 3). Default: 3, or steps if that is less.
+    order     1 to steps (`method.dos`: to 3). Default: that of the method, if it has one, or 3; at most steps.
     process   needed if the model has none.
     method    `method.dos` (the paper's solvers), `method.adams`, `method.ode`, ..., or any (marginals, order) -> steps.
               **presets.few_step(scale) is method and grid for few calls.
@@ -84,7 +85,7 @@ def solve(
             model.coefficients(step.t, source.device, source.dtype)
     shapes = {tuple(c.shape) for c in (plan[-1].keep, plan[-1].hat, *plan[-1].new) if isinstance(c, Tensor)}
     for shape in shapes:
-        _check_field(f"method: {method!r} has coefficients", shape, x_hat0)
+        _check_field("method: its scale, or eta, is a field", shape, x_hat0)
     if shapes:
         plan = [_placed(step, source) for step in plan]
     # A Denoiser converts in the dtype of the state and casts for its network; a bare model gets its own dtype.
@@ -144,11 +145,12 @@ def plan(
 
 def _plan(marginals: Sequence[Marginal], order: int | None, method: Method) -> list[Step]:
     steps = len(marginals) - 1
-    order = min(3, steps) if order is None else _count("order", order)
-    if order > steps:
+    order = None if order is None else _count("order", order)
+    if order is not None and order > steps:
         raise ValueError(f"order: {order} with steps = {steps}; 1 to {steps} is needed, a step can use only what came before")
     if not callable(method) or isinstance(method, type):
         raise TypeError(f"method: {method!r}; a function (marginals, order) -> steps is needed, such as dosde.method.dos")
+    order = min(_default_order(method), steps) if order is None else order
     plan = method(marginals, order)
     if not isinstance(plan, list) or len(plan) != steps or not all(isinstance(step, Step) for step in plan):
         raise ValueError(f"method: returned {_described(plan)}; a list of {steps} Steps is needed")
@@ -158,6 +160,11 @@ def _plan(marginals: Sequence[Marginal], order: int | None, method: Method) -> l
                 f"method: step {i} has {len(step.new)} weights; 1 to {min(i + 1, order + 1)} is needed, the outputs kept"
             )
     return plan
+
+
+def _default_order(method: Method) -> int:
+    parameter = inspect.signature(method).parameters.get("order")
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else 3
 
 
 def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[Marginal]:

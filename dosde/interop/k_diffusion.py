@@ -92,7 +92,7 @@ def sample_dosde(
     extra_args: Mapping[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], object] | None = None,
     disable: bool | None = None,
-    order: int = 3,
+    order: int | None = None,
     method: Method = _in_log_lam,
     noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
@@ -110,7 +110,7 @@ def sample_dosde(
 
     >>> import torch
     >>> sigmas = torch.tensor([10.0, 1.0, 0.1, 0.0])
-    >>> x0 = sample_dosde(lambda x, sigma: x / (1 + sigma**2), 10 * torch.randn(1, 2), sigmas, order=2)
+    >>> x0 = sample_dosde(lambda x, sigma: x / (1 + sigma**2), 10 * torch.randn(1, 2), sigmas)
     """
     levels = _checked_levels(sigmas)
     if not isinstance(x, Tensor) or not x.is_floating_point():
