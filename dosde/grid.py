@@ -77,20 +77,19 @@ def angle(scale: float | Tensor) -> Grid:
 
 
 def few_step(scale: float | Tensor) -> Grid:
-    """The grid of `presets.few_step`: the angle theta, lam = s tan(theta), from that of t1 to that of t = 0 by the parts
+    """The grid of `presets.few_step`: t1, then lam from (3/4) n^1.6 s to (1/5 + 1/n) s, evenly in the angle of 2 s, then 0.
 
-        1,   n/(n + 1/2) (1 - (k - 1)/(n - 1))^(5/4)   for k = 1 .. n
-
-    A short step off the start, where only the mean is to be learnt, and finer towards the end. The two constants are those
-    of benchmarks/tune.py.
+    That is for lam from infinity to 0 over the process; angles are mapped to its own range. A short first step, since at
+    lam = infinity only the mean is to be learnt; a last one that does not get short as steps grow, since errors of the model
+    at small lam are not corrected any more. The constants are those of benchmarks/tune.py.
     """
 
     def levels(steps: int) -> Tensor:
-        k = torch.arange(steps, dtype=torch.float64, device="cpu")
-        later = steps / (steps + 0.5) * (1 - k / max(1, steps - 1)) ** 1.25
-        return torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), later if steps > 1 else 0 * later])
+        first, last = (2 / math.pi * math.atan(lam / 2) for lam in (0.75 * steps**1.6, 0.2 + 1 / steps))
+        inner = torch.linspace(first, last, steps - 1, dtype=torch.float64, device="cpu") if steps > 1 else torch.zeros(0)
+        return torch.cat([torch.ones(1), inner, torch.zeros(1)]).double()
 
-    return _angles(scale, levels)
+    return _angles(2 * checked_scale(scale), levels)
 
 
 def two_stage(grid: Grid) -> Grid:

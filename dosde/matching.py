@@ -10,9 +10,10 @@ the outputs respond to noise so far, its inflation q and its weights are nearly 
 
     E_w [(|Y_t(w)| - sqrt(w^2 + lam_t^2))^2] / (1 + lam_t^2) + ridge^2 ((q - 1)^2 + sum_i>0 w_i^2)
 
-in units of s, the scale, for log w ~ N(., spread^2) with E w^2 = 1: posteriors of pictures mix widths by factors, and a
-polynomial in some v(lam) has one bend for all of them. Errors of earlier steps are in Y, so each step corrects what the last
-one left: no corrector is needed. The ridge is about the part of the residual by which networks err.
+in units of the rms of w, for log w ~ N(., spread^2): posteriors of pictures mix widths by factors, and a polynomial in some
+v(lam) has one bend for all of them. The rms is 1.5 of the scale s, since what is wide is what counts in the error. Errors of
+earlier steps are in Y, so each step corrects what the last one left: no corrector is needed. The ridge is about the part of
+the residual by which networks err.
 
 In the last step to lam = 0 the state has no weight: the result is made of outputs of the model alone, and directions of no
 width get no noise. Only where one output is all there is to go by (order 1, or one step) the state, or new noise, makes up for
@@ -28,9 +29,10 @@ from torch import Tensor
 
 from .expansion import Array
 
+CENTRE = 1.5  # rms width over the scale
 SPREAD = 0.5  # std of log width (docs/few_steps.md has what 0.3 and 0.8 do)
 RIDGE = 0.05
-_ENDLESS = 1e8  # what lam = infinity is taken for, in units of s: no output tells anything there
+_ENDLESS = 1e8  # what lam = infinity is taken for, in units of widths: no output tells anything there
 _MOST = 65  # scales for which plans are computed; between them they are interpolated
 _CHUNK = 1024  # columns at once, where eta is a field of many values
 
@@ -45,7 +47,7 @@ def plan(lams: Tensor, scale: Tensor, c: Tensor, order: int) -> tuple[Tensor, Te
     c      (steps, *field), how much of the old noise a step keeps (1: no new noise)
     """
     shape = torch.Size(np.broadcast_shapes(lams.shape[1:], scale.shape))
-    s = scale.expand(shape).reshape(-1).numpy()
+    s = CENTRE * scale.expand(shape).reshape(-1).numpy()
     levels, kept = (_spread(v, shape).reshape(len(v), -1).numpy() for v in (lams, c))
     if lams.ndim == 1 and len(np.unique(s)) > _MOST:
         knots = np.geomspace(s.min(), s.max(), _MOST)
@@ -54,7 +56,8 @@ def plan(lams: Tensor, scale: Tensor, c: Tensor, order: int) -> tuple[Tensor, Te
     else:
         columns, back = np.unique(np.concatenate([levels / s, kept]), axis=1, return_inverse=True)
         q, w, r = (part[..., back.reshape(-1)] for part in _plans(columns[: len(lams)], columns[len(lams) :], order))
-    r = r * s
+    blind = np.isinf(levels[-2]) | (len(c) == 1)  # nothing is known of the width: that of the scale itself
+    r = r * np.where(blind, s / CENTRE, s)
     rho = _ratio(levels)
     kappa = kept * q * rho
     kappa[-1] += kept[-1] * r / levels[-2]
@@ -79,7 +82,7 @@ def _spread(v: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _plans(lams: Array, c: Array, order: int) -> Plans:
-    """For each column of lams (steps + 1, E), in units of s, and c (steps, E)."""
+    """For each column of lams (steps + 1, E), in units of the rms width, and c (steps, E)."""
     if lams.shape[1] <= _MOST:
         q, w, r = _remembered(lams.tobytes(), c.tobytes(), lams.shape, order)
         return q.copy(), w.copy(), r.copy()
