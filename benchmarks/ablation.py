@@ -51,19 +51,19 @@ def score(problems: list[Problem], steps: int, how: Method | None, times: Grid |
 
 
 @contextlib.contextmanager
-def constants(spread: float = matching.SPREAD, ridge: float = matching.RIDGE, inflate: bool = True) -> Iterator[None]:
+def constants(
+    spread: float = matching.SPREAD, ridge: float = matching.RIDGE, centre: float = matching.CENTRE, inflate: bool = True
+) -> Iterator[None]:
     """The module with other constants, or with every q = 1: the noise of the marginal in every state."""
-    before = matching.SPREAD, matching.RIDGE, matching._fit
+    before, fit = (matching.SPREAD, matching.RIDGE, matching.CENTRE), matching._fit
 
     def uninflated(base: Array, columns: Array, target: Array, share: Array, first: Array) -> Array:
         if columns.shape[-1] == 1:
             return np.ones((len(base), 1))
         # What is carried is fixed: it goes to the base, and a column of zeros keeps q at 1.
-        return before[2](
-            base + columns[..., 0], np.concatenate([0 * columns[..., :1], columns[..., 1:]], -1), target, share, first
-        )
+        return fit(base + columns[..., 0], np.concatenate([0 * columns[..., :1], columns[..., 1:]], -1), target, share, first)
 
-    matching.SPREAD, matching.RIDGE = spread, ridge
+    matching.SPREAD, matching.RIDGE, matching.CENTRE = spread, ridge, centre
     if not inflate:
         matching._fit = uninflated
     matching._widths.cache_clear()
@@ -71,7 +71,8 @@ def constants(spread: float = matching.SPREAD, ridge: float = matching.RIDGE, in
     try:
         yield
     finally:
-        matching.SPREAD, matching.RIDGE, matching._fit = before
+        matching.SPREAD, matching.RIDGE, matching.CENTRE = before
+        matching._fit = fit
         matching._widths.cache_clear()
         matching._remembered.cache_clear()
 
@@ -94,7 +95,12 @@ def measure(problems: list[Problem]) -> list[Row]:
         add(f"order {order}", order=order)
     for spread in (0.05, 0.3, 0.8):
         with constants(spread=spread):
-            add(f"widths spread by {spread:g}" + " (one Gaussian reference)" * (spread == 0.05))
+            add(f"widths spread by {spread:g}")
+    with constants(spread=0.05, centre=1.0):
+        add("one width, s: a Gaussian reference")
+    for centre in (1.0, 2.0):
+        with constants(centre=centre):
+            add(f"widths about {centre:g} s")
     for ridge in (0.01, 0.2):
         with constants(ridge=ridge):
             add(f"ridge {ridge:g}")
@@ -167,14 +173,16 @@ def per_problem(rows: list[Row], problems: list[Problem]) -> None:
 
 
 def scaled_start(scale: float, top: float) -> Grid:
-    """The grid of the preset from lam = top s on: the first call sees x_hat0 + lam z, not noise alone."""
+    """The grid of the preset for one call more, from its second time on, at lam = top s: the first call sees x_hat0 + lam z."""
 
     def times(process: Process, steps: int) -> Tensor:
         whole = grid.few_step(scale)(process, steps + 1)
-        lams = process(whole).lam / scale
-        first = torch.tensor([top], dtype=torch.float64)
-        kept = torch.minimum(lams[2:-1], 0.9 * first)
-        return torch.cat([process.time(torch.cat([first, kept]) * scale), whole[-1:]])
+        lams = (process(whole).lam / scale)[1:-1]
+        # The angles of 2 s, stretched so that they begin at top.
+        angles = torch.atan(lams / 2)
+        last, first = angles[-1], math.atan(top / 2)
+        angles = last + (angles - last) * ((first - last) / (angles[0] - last) if steps > 1 else 0)
+        return torch.cat([process.time(2 * scale * torch.tan(angles)), whole[-1:]])
 
     return times
 

@@ -186,7 +186,7 @@ def strong(how: Method, order: int, steps: int, noise: float | Psi = 1.0) -> flo
 COUNTS: dict[str, tuple[int, ...]] = {
     "drift": (25, 50, 100, 200, 400),
     "strong": (8, 16, 32, 64, 128),
-    "weak": (25, 50, 100, 200, 400),
+    "weak": (24, 50, 100, 200, 400),
     "ode": (20, 40, 80, 160, 320),
 }
 QUICK: dict[str, tuple[int, ...]] = {"drift": (100, 200), "strong": (32, 64), "weak": (200, 400), "ode": (80, 160)}
