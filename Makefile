@@ -29,6 +29,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/interop.py
 	$(BIN)/python benchmarks/few_step.py
 	$(BIN)/python benchmarks/few_step.py --process resshift
+	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/tune.py
 

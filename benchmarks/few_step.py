@@ -71,7 +71,7 @@ def released(order: int) -> Sample:
     return sample
 
 
-def _preset(problem: Problem, tau: float) -> dict[str, Any]:
+def preset(problem: Problem, tau: float) -> dict[str, Any]:
     return presets.few_step(problem.scale, tau)
 
 
@@ -81,10 +81,10 @@ def lead(problem: Problem) -> dict[str, Any]:
 
 
 OURS = (
-    Row("few_step", solved(functools.partial(_preset, tau=0.0)), False),
-    Row("few_step, tau 1/2", solved(functools.partial(_preset, tau=0.5)), True),
-    Row("few_step, tau 1", solved(functools.partial(_preset, tau=1.0)), True),
-    Row("few_step, order 2", solved(functools.partial(_preset, tau=0.0), 2), False),
+    Row("few_step", solved(functools.partial(preset, tau=0.0)), False),
+    Row("few_step, tau 1/2", solved(functools.partial(preset, tau=0.5)), True),
+    Row("few_step, tau 1", solved(functools.partial(preset, tau=1.0)), True),
+    Row("few_step, order 2", solved(functools.partial(preset, tau=0.0), 2), False),
     Row("few_step, scale x 1/2", solved(lambda p: presets.few_step(p.scale / 2)), False),
     Row("few_step, scale x 2", solved(lambda p: presets.few_step(p.scale * 2)), False),
     Row("ode 2 in v, corrector, angle grid", solved(lead, 2), False),
@@ -351,7 +351,7 @@ def resshift_table(count: int = SAMPLES) -> dict[str, Any]:
             errors = [p.error(solved(lambda _, how=how: how, order, process)(p, calls, count)[0]) for p in problems]  # type: ignore[misc]
             rows.setdefault(name, {})[str(calls)] = errors
         for tau in (0.0, 1.0):
-            sample = solved(functools.partial(_preset, tau=tau), None, process)
+            sample = solved(functools.partial(preset, tau=tau), None, process)
             rows.setdefault(f"few_step, tau {tau:g}", {})[str(calls)] = [p.error(sample(p, calls, count)[0]) for p in problems]
     return {"problems": [p.name for p in problems], "floors": [p.floor(count) for p in problems], "rows": rows}
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .expansion import Array
+from .expansion import Array, ratio
 
 CENTRE = 1.5  # rms width over the scale
 SPREAD = 0.5  # std of log width (docs/few_steps.md has what 0.3 and 0.8 do)
@@ -58,7 +58,7 @@ def plan(lams: Tensor, scale: Tensor, c: Tensor, order: int) -> tuple[Tensor, Te
         q, w, r = (part[..., back.reshape(-1)] for part in _plans(columns[: len(lams)], columns[len(lams) :], order))
     blind = np.isinf(levels[-2]) | (len(c) == 1)  # nothing is known of the width: that of the scale itself
     r = r * np.where(blind, s / CENTRE, s)
-    rho = _ratio(levels)
+    rho = _spread(ratio(lams), shape).reshape(len(c), -1).numpy()
     kappa = kept * q * rho
     kappa[-1] += kept[-1] * r / levels[-2]
     w[0] = 1 - kappa - w.sum(0)
@@ -68,12 +68,6 @@ def plan(lams: Tensor, scale: Tensor, c: Tensor, order: int) -> tuple[Tensor, Te
         torch.from_numpy(w).reshape((order, steps, *shape)),
         torch.from_numpy(r).reshape(shape),
     )
-
-
-def _ratio(levels: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        rho: Array = np.where(np.isinf(levels[1:]), 1.0, levels[1:] / levels[:-1])
-    return rho
 
 
 def _spread(v: Tensor, shape: torch.Size) -> Tensor:

@@ -152,7 +152,7 @@ def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
     scale: std of x0 given x_hat0, a positive number or a field that broadcasts against x. tau: noise, 0 the ODE, 1 the
     reverse SDE. Meant for 2 to 20 steps, order 3; unlike the other methods it lets the noise of a state differ from sigma_t
     by a factor, since a Gaussian widens what starts at lam = infinity. Where eta is a field, each of its values is
-    planned, some 0.2 ms each; a field of scales is interpolated.
+    planned by itself, up to 0.2 ms each at 10 steps; a field of scales is interpolated.
     Errors: TypeError or ValueError for a scale that is not positive or a tau outside [0, 1].
     """
     s = expansion.checked_scale(scale)

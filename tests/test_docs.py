@@ -10,6 +10,7 @@ import interop
 import overhead
 import pytest
 import report
+import stability
 import tune
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,7 @@ def test_tables_are_what_the_benchmarks_wrote():
     few = (ROOT / "docs" / "few_steps.md").read_text()
     assert report.between(few, "few_step")[1].strip() == few_step.document(report.load("few_step"))
     assert report.between(few, "few_step_resshift")[1].strip() == few_step.resshift_document(report.load("few_step_resshift"))
+    assert report.between(few, "stability")[1].strip() == stability.table(report.load("stability")["rows"])
     assert report.between(few, "ablation")[1].strip() == ablation.table(report.load("ablation")["rows"])
     assert report.between(few, "tune")[1].strip() == tune.table(report.load("tune")["rows"])
     inside = report.between((ROOT / "docs" / "benchmarks.md").read_text(), "overhead")[1]
