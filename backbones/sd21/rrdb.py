@@ -1,0 +1,217 @@
+"""RRDBNet, the network of ESRGAN, BSRGAN and Real-ESRGAN: a picture four (or two, or one) times as large.
+
+    f = conv_first(y),   y the picture, its pixels unshuffled by 4/scale
+    f = f + conv_body(body(f)),   up twice: conv(nearest x2),   out = conv_last(conv_hr(f))
+
+A block of the body is three dense blocks, r(x) = x + 0.2 d3(d2(d1(x))); a dense block has five convolutions, each of x and of
+all before it, and is d(x) = x + 0.2 conv5(...). LeakyReLU of slope 0.2 follows convolutions 1 to 4, the upsampling's, conv_hr.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+# Names of ESRGAN and BSRGAN -> those of Real-ESRGAN.
+_OLDER = (
+    (r"^RRDB_trunk\.(\d+)\.RDB([123])\.", r"body.\1.rdb\2."),
+    (r"^trunk_conv\.", "conv_body."),
+    (r"^upconv([12])\.", r"conv_up\1."),
+    (r"^HRconv\.", "conv_hr."),
+)
+_OUTER = ("params_ema", "params", "state_dict")
+
+
+class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
+    """(batch, in_channels, h, w) -> (batch, out_channels, scale h, scale w), pictures in [0, 1], unclamped.
+
+    scale: 4, or 2 and 1, which fold 2x2 and 4x4 pixels into the channels first. Sides that do not fold are padded with their
+    last pixel and the result cropped. Errors: ValueError for another scale, a size below 1, a picture of another shape.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        num_feat: int = 64,
+        num_block: int = 23,
+        num_grow_ch: int = 32,
+        scale: int = 4,
+    ) -> None:
+        super().__init__()
+        if scale not in (1, 2, 4):
+            raise ValueError(f"scale: {scale}; 1, 2 or 4 is needed")
+        for name, size in {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "num_feat": num_feat,
+            "num_block": num_block,
+            "num_grow_ch": num_grow_ch,
+        }.items():
+            if size < 1:
+                raise ValueError(f"{name}: {size}; at least 1 is needed")
+        self.in_channels, self.fold = in_channels, 4 // scale
+        self.conv_first = _conv(in_channels * self.fold**2, num_feat)
+        self.body = nn.Sequential(*(_Block(num_feat, num_grow_ch) for _ in range(num_block)))
+        self.conv_body = _conv(num_feat, num_feat)
+        self.conv_up1 = _conv(num_feat, num_feat)
+        self.conv_up2 = _conv(num_feat, num_feat)
+        self.conv_hr = _conv(num_feat, num_feat)
+        self.conv_last = _conv(num_feat, out_channels)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """The picture, enlarged: see the class."""
+        if picture.ndim != 4 or picture.shape[1] != self.in_channels or picture.numel() == 0:
+            raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, {self.in_channels}, height, width) is needed")
+        h, w = picture.shape[-2:]
+        if self.fold > 1:
+            picture = F.pad(picture, (0, -w % self.fold, 0, -h % self.fold), mode="replicate")
+            picture = F.pixel_unshuffle(picture, self.fold)
+        first: Tensor = self.conv_first(picture)
+        f = first + self.conv_body(self.body(first))
+        del first
+        # The largest tensors are here, of 16 times the pixels: never more than the input and the output of one convolution.
+        for conv in (self.conv_up1, self.conv_up2):
+            f = F.interpolate(f, scale_factor=2, mode="nearest")
+            f = _leaky(conv(f))
+        f = _leaky(self.conv_hr(f))
+        scale = 4 // self.fold
+        out: Tensor = self.conv_last(f)
+        return out[..., : scale * h, : scale * w]
+
+
+class _Block(nn.Module):
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        self.rdb1 = _Dense(features, growth)
+        self.rdb2 = _Dense(features, growth)
+        self.rdb3 = _Dense(features, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rdb3(self.rdb2(self.rdb1(x)))
+        return out * 0.2 + x
+
+
+class _Dense(nn.Module):
+    def __init__(self, features: int, growth: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(features, growth)
+        self.conv2 = _conv(features + growth, growth)
+        self.conv3 = _conv(features + 2 * growth, growth)
+        self.conv4 = _conv(features + 3 * growth, growth)
+        self.conv5 = _conv(features + 4 * growth, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grown = x
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            grown = torch.cat([grown, _leaky(conv(grown))], 1)
+        out: Tensor = self.conv5(grown)
+        return out * 0.2 + x
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2, inplace=True)
+
+
+def config_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The arguments of `RRDBNet` whose tensors, by Real-ESRGAN's names, have these shapes.
+
+    A first convolution of 4 or 16 times the channels of the last one is read as scale 2 or 1. Errors: ValueError naming the
+    tensor that is missing or has no convolution's shape.
+    """
+
+    def sides(name: str) -> tuple[int, int]:
+        """Output and input channels."""
+        if name not in shapes:
+            raise ValueError(f"{name}: missing; the weights of an RRDBNet are needed")
+        shape = tuple(shapes[name])
+        if len(shape) != 4 or shape[2:] != (3, 3) or 0 in shape:
+            raise ValueError(f"{name}: shape {shape}; (outputs, inputs, 3, 3) is needed")
+        return shape[0], shape[1]
+
+    features, inputs = sides("conv_first.weight")
+    outputs = sides("conv_last.weight")[0]
+    growth = sides("body.0.rdb1.conv1.weight")[0]
+    fold = {4 * outputs: 2, 16 * outputs: 4}.get(inputs, 1)
+    return {
+        "in_channels": inputs // fold**2,
+        "out_channels": outputs,
+        "num_feat": features,
+        # Counted, not the highest number: a stray name must not ask for a million blocks.
+        "num_block": len({name.split(".")[1] for name in shapes if re.match(r"body\.\d+\.", name)}),
+        "num_grow_ch": growth,
+        "scale": 4 // fold,
+    }
+
+
+def from_state_dict(tensors: Mapping[str, Any]) -> RRDBNet:
+    """The network of these tensors, copied to float32, in evaluation mode; sizes from the shapes, names old or new.
+
+    Accepts an outer key params_ema, params or state_dict and a prefix `module.`. Errors: ValueError naming the tensor that is
+    missing, unexpected, of the wrong shape, or no tensor of floats.
+    """
+    for outer in _OUTER:
+        if isinstance(tensors.get(outer), Mapping):
+            tensors = tensors[outer]
+    tensors = {_current(str(name)): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{name}: {kind}; a tensor of floats is needed")
+    with torch.device("meta"):
+        net = RRDBNet(**config_of({name: tensor.shape for name, tensor in tensors.items()}))
+    expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{name}: missing; the weights of an RRDBNet are needed")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name}: shape {tuple(tensors[name].shape)}; {tuple(shape)} is needed")
+    for name in tensors:
+        if name not in expected:
+            raise ValueError(f"{name}: unexpected; the weights of an RRDBNet alone are needed")
+    net.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, assign=True)
+    return net.eval()  # type: ignore[no-any-return]
+
+
+def load(path: str | Path) -> RRDBNet:
+    """The network in a .safetensors or a .pth file, as `from_state_dict` reads it. Nothing in a file is ever executed.
+
+    Errors: OSError where it cannot be opened; ValueError naming the file where it is broken, holds other things than tensors,
+    or the weights of another network.
+    """
+    path = Path(path)
+    with path.open("rb"):
+        pass  # what goes wrong after this is the content's fault, an OSError of a cut-off archive included
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file fails in as many ways as there are bytes
+        raise ValueError(f"{path}: {type(error).__name__}; a whole file of tensors and nothing else is needed") from error
+    try:
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{type(content).__name__}; tensors by name are needed")
+        return from_state_dict(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _current(name: str) -> str:
+    name = name.removeprefix("module.")
+    for older, current in _OLDER:
+        name = re.sub(older, current, name)
+    return name
