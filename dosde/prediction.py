@@ -89,6 +89,15 @@ def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     raise ValueError(f"source: {source!r}; one of {', '.join(get_args(Predicts))}")
 
 
+def combine(value: Tensor, x: Tensor, x_hat0: Tensor, coefficients: tuple[float | Tensor, ...]) -> Tensor:
+    """p value + q x + r x_hat0 in the dtype of x, with the (p, q, r) of `to_x0`."""
+    on_value, on_x, on_source = coefficients
+    x_theta = x * on_x + value.to(x.dtype) * on_value
+    if isinstance(on_source, Tensor) or on_source:
+        x_theta += x_hat0.to(x.dtype) * on_source
+    return x_theta
+
+
 @dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network as a model: (x, x_hat0, t) -> x_theta, computed in the dtype of x.
@@ -136,11 +145,7 @@ class Denoiser:
             raise ValueError(f"net: returned {what} at t = {float(t):g}; a floating tensor of shape {tuple(x.shape)} is needed")
         if self.predicts == "x0":
             return value
-        on_value, on_x, on_source = self.coefficients(float(t), x.device, x.dtype)
-        x_theta = x * on_x + value.to(x.dtype) * on_value
-        if isinstance(on_source, Tensor) or on_source:
-            x_theta += x_hat0.to(x.dtype) * on_source
-        return x_theta
+        return combine(value, x, x_hat0, self.coefficients(float(t), x.device, x.dtype))
 
 
 def _require(value: Tensor, name: str, m: Marginal, consequence: str) -> None:

@@ -19,22 +19,38 @@ def dossr(steps: int = 5, t1: float = 0.5) -> tuple[Process, Tensor]:
     is rounded half to even: it ends at index 0, sigma = .029, without a final denoise.
     """
     T = 1000
-    if steps < 1:
-        raise ValueError(f"steps: {steps}; a positive integer is needed")
-    if not 0 < t1 <= 1:
-        raise ValueError(f"t1: {t1}; a time in (0, 1] is needed")
-    T1 = math.floor(t1 * T + 1e-9)
-    if steps >= T1:
-        raise ValueError(f"steps: {steps}; fewer than the {T1} indices below t1 are needed")
     betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), T, dtype=torch.float64, device="cpu") ** 2
+    times = dossr_times(steps, t1, T)
+    return Process(schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0)), shift.from_table(dossr_etas(t1, T))), times
+
+
+def dossr_etas(t1: float = 0.5, T: int = 1000) -> Tensor:
+    """The shifting sequence of `dossr` on a table of T steps."""
+    T1 = _below(t1, T)
     etas = torch.ones(T, dtype=torch.float64, device="cpu")
     etas[:T1] = (1 - torch.cos(math.pi * torch.linspace(0.001, 0.999, T1, dtype=torch.float64, device="cpu"))) / 2
-    process = Process(schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0)), shift.from_table(etas))
+    return etas
+
+
+def dossr_times(steps: int, t1: float = 0.5, T: int = 1000) -> Tensor:
+    """The times of `dossr` on a table of T steps."""
+    if steps < 1:
+        raise ValueError(f"steps: {steps}; a positive integer is needed")
+    T1 = _below(t1, T)
+    if steps >= T1:
+        raise ValueError(f"steps: {steps}; fewer than the {T1} indices below t1 are needed")
     indices, index = [0], 0.0
     for _ in range(steps):
         index += (T1 - 1) / steps
         indices.append(round(index))
-    return process, (torch.tensor(indices[::-1], dtype=torch.float64, device="cpu") + 1) / T
+    return (torch.tensor(indices[::-1], dtype=torch.float64, device="cpu") + 1) / T
+
+
+def _below(t1: float, T: int) -> int:
+    """How many of T indices lie below t1."""
+    if not 0 < t1 <= 1:
+        raise ValueError(f"t1: {t1}; a time in (0, 1] is needed")
+    return math.floor(t1 * T + 1e-9)
 
 
 _RESSHIFT = {15: 0.02**2, 4: 0.1**2}  # T and eta_min

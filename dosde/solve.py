@@ -79,7 +79,7 @@ def solve(
     _check_source(x_hat0, process)
     draw = as_noise(noise)
 
-    source = x_hat0.to(torch.float64 if x_hat0.dtype == torch.float64 else torch.float32)
+    source = x_hat0.to(_state_dtype(x_hat0))
     if isinstance(model, Denoiser):
         for step in plan:  # ValueError where the prediction type is undefined
             model.coefficients(step.t, source.device, source.dtype)
@@ -113,9 +113,7 @@ def solve(
         versions.insert(0, _version(x_theta))
         if callback is not None:
             callback(i, t, x.clone(), x_theta)
-        _advance(x, source, past, step)
-        if isinstance(step.noise, Tensor) or step.noise:
-            _add(x, _checked_noise(draw(step.u, step.u_next, x), x), step.noise)
+        _advance(x, source, past, step, draw)
     _check_finite(sums, _sum(x), plan)
     return x.to(x_hat0.dtype)
 
@@ -202,12 +200,19 @@ def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[
 
 
 def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
-    """(a + b) x_hat0 + sigma z."""
     zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)
-    z = draw(zero, first.u, source)
-    x = _checked_noise(z, source).to(source.dtype) * m.sigma.to(source)
+    return _noised(m, source, _checked_noise(draw(zero, first.u, source), source))
+
+
+def _noised(m: Marginal, source: Tensor, z: Tensor) -> Tensor:
+    """(a + b) x_hat0 + sigma z."""
+    x = z.to(source.dtype) * m.sigma.to(source)
     _add(x, source, m.alpha.to(source) if m.alpha.ndim else m.alpha.item())
     return x
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _times(plan: Sequence[Step]) -> tuple[Tensor, ...]:
@@ -223,12 +228,14 @@ def _placed(step: Step, like: Tensor) -> Step:
     return replace(step, keep=place(step.keep), hat=place(step.hat), noise=place(step.noise), new=tuple(map(place, step.new)))
 
 
-def _advance(x: Tensor, source: Tensor, past: Sequence[Tensor], step: Step) -> None:
-    """x becomes keep x + hat x_hat0 + sum new x_theta, in place."""
+def _advance(x: Tensor, source: Tensor, past: Sequence[Tensor], step: Step, draw: Noise) -> None:
+    """x becomes keep x + hat x_hat0 + sum new x_theta + noise z, in place."""
     x.mul_(step.keep)
     _add(x, source, step.hat)
     for x_theta, weight in zip(past, step.new, strict=False):
         _add(x, x_theta, weight)
+    if isinstance(step.noise, Tensor) or step.noise:
+        _add(x, _checked_noise(draw(step.u, step.u_next, x), x), step.noise)
 
 
 def _add(x: Tensor, y: Tensor, c: Coefficient) -> None:

@@ -1,0 +1,485 @@
+"""A diffusers scheduler of every process and method here: `solve`, one step a call, as a component of their pipelines.
+
+    x_t = keep x_s + hat x_hat0 + sum_i new_i x_theta_i + noise z,      x_theta_0 from the output of the network at x_s
+
+with the plan, the conversion to x_theta and the operations of `solve`, so that a loop over `timesteps` gives its bits:
+
+    scheduler.set_timesteps(5, device, x_hat0)
+    x = scheduler.start(noise)                                    # (a + b) x_hat0 + sigma z
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(x, t, ...), t, x, generator).prev_sample
+
+This interface has a state, which the rest of the package has not: a plan, the index of the next step, past x_theta.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from dosde import expansion, grid, method, presets, schedule, shift
+from dosde.method import Method, Step
+from dosde.noise import Independent
+from dosde.prediction import Predicts, combine, to_x0
+from dosde.process import Process
+from dosde.solve import (
+    _advance,
+    _check_finite,
+    _check_source,
+    _count,
+    _described,
+    _marginals,
+    _noised,
+    _plan,
+    _state_dtype,
+    _sum,
+    _version,
+)
+
+_SHIFTS = ("dossr", "cosine", "linear", "none")
+_SPACINGS = ("dossr", "uniform", "few_step", "spaced", "linspace", "leading", "trailing")
+_THEIR_NAMES = {"epsilon": "vp_eps", "v_prediction": "v", "sample": "x0"}
+_VARIABLES = {"lam": expansion.lam, "log_lam": expansion.log_lam}
+_PLAIN = {"dos": (method.dos, 3), "resshift": (method.resshift, 1)}  # with the highest order
+_EXPANDED: dict[str, Callable[..., list[Step]]] = {
+    "adams": method.adams,
+    "ode": method.ode,
+    "chain": functools.partial(method.adams, tau=method.chain),
+}
+_SOLVERS = (*_PLAIN, *_EXPANDED, "few_step")
+
+
+@dataclass
+class DoSDESchedulerOutput(BaseOutput):  # type: ignore[misc]
+    """What `step` returns, both in the shape and dtype of the sample.
+
+    prev_sample           the state at the next time, the input of the next step.
+    pred_original_sample  x_theta, the estimate of x0 that the output of the network is.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """Domain-shift SDEs and their ODEs for pipelines of diffusers. All arguments are plain values, kept in the config.
+
+    num_train_timesteps  T, the length of the table: index i, the timestep that networks are called with, is at t = (i + 1)/T.
+    beta_start, beta_end, beta_schedule, trained_betas
+                         the table of the noise: "scaled_linear" (Stable Diffusion) or "linear", or T betas.
+    shift, t1            eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
+    trained_etas         T values of eta instead.
+    prediction_type      what the network predicts: vp_eps, x0, v, eps, residual, sigma_eps (see `dosde.prediction`), or in
+                         their words epsilon, sample, v_prediction.
+    solver, solver_order "dos" (the paper's, orders 1 to 3), "adams", "ode", "chain" (any order), "resshift" (1), "few_step"
+                         (what we recommend for few calls). The order is lowered to what the solver knows, and to the steps.
+    scale                std of x0 given x_hat0 per element, for few_step.
+    tau                  noise of adams and few_step, 0 (the ODE) to 1 (the SDE). Default: 1, and 0 for few_step.
+    corrector, variable  of adams, ode and chain: one order more at no call; what x_theta is expanded in, "lam" or "log_lam".
+    timestep_spacing     "dossr" (the released grid), "uniform" in t, "few_step"; "spaced" (theirs is "linspace"), "leading" and
+                         "trailing": indices below t1, then t = 0. Default: that of the solver few_step, of the shift dossr,
+                         "spaced" without a shift, else "uniform".
+    steps_offset         added to the indices of "leading".
+
+    A stock img2img pipeline sets no x_hat0: the picture that it adds noise to at its start is taken for it (`add_noise`).
+
+    Samples in half precision: the state is float32 inside, as in `solve`. `step` returns it rounded, for the network, and goes
+    on with what it rounded if the next sample is the tensor that it returned; another one is taken as it is.
+    Errors: ValueError or TypeError that name the argument, before any step.
+    """
+
+    order = 1
+    _compatibles: list[str] = []  # noqa: RUF012
+
+    plan: list[Step]  # from begin_index on; printed, its steps show the method
+    _times: Tensor | None
+    _numbers: list[float]
+    _begin_index: int | None
+    _step_index: int | None
+    _past: list[Tensor]  # x_theta, the newest first
+    _sums: list[Tensor]  # looked at once, after the last step
+    _exact: tuple[Tensor, int, Tensor] | None  # what was returned, its version, and it before rounding
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        trained_betas: Sequence[float] | None = None,
+        shift: str = "dossr",
+        t1: float = 0.5,
+        trained_etas: Sequence[float] | None = None,
+        prediction_type: str = "vp_eps",
+        solver: str = "dos",
+        solver_order: int = 3,
+        scale: float | None = None,
+        tau: float | None = None,
+        corrector: bool = False,
+        variable: str = "lam",
+        timestep_spacing: str | None = None,
+        steps_offset: int = 1,
+    ) -> None:
+        _one_of("shift", shift, _SHIFTS)
+        _count("num_train_timesteps", num_train_timesteps)
+        _count("solver_order", solver_order)
+        if timestep_spacing is not None:
+            _one_of("timestep_spacing", timestep_spacing, _SPACINGS)
+        if scale is None and "few_step" in (solver, timestep_spacing):
+            raise ValueError("scale: None; few_step needs the std of x0 given x_hat0 per element, a positive number")
+        if isinstance(steps_offset, bool) or not isinstance(steps_offset, int) or steps_offset < 0:
+            raise ValueError(f"steps_offset: {steps_offset!r}; an integer >= 0 is needed")
+        self.predicts: Predicts = _predicts(prediction_type)
+        self.process = Process(
+            schedule.from_alphas_cumprod(
+                torch.cumprod(1 - _betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas), 0)
+            ),
+            _shift(num_train_timesteps, shift, t1, trained_etas),
+        )
+        self.method: Method = _method(solver, scale, tau, corrector, variable)
+        self.timesteps = torch.arange(num_train_timesteps).flip(0)
+        self.num_inference_steps: int | None = None
+        self.x_hat0: Tensor | None = None
+        self.plan = []
+        self._times = None
+        self._adopts = False
+        self._shifted = shift != "none" or trained_etas is not None
+        self._forget()
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    # -- The problem, as `solve` takes it -------------------------------------------------------------------------
+
+    def times(self, num_inference_steps: int) -> Tensor:
+        """steps + 1 decreasing times, the grid of `solve`."""
+        steps = _count("num_inference_steps", num_inference_steps)
+        spacing = self.config.timestep_spacing or _default_spacing(self.config)
+        T, t1 = len(self), self.config.t1
+        if spacing == "dossr":
+            return presets.dossr_times(steps, t1, T)
+        if spacing == "uniform":
+            return grid.uniform(self.process, steps)
+        if spacing == "few_step":
+            return grid.few_step(self.config.scale)(self.process, steps)
+        most = math.floor(self.process.t1 * T + 1e-9)
+        if steps > most:
+            raise ValueError(f"num_inference_steps: {steps}; at most {most} is needed, the number of indices below t1")
+        if spacing == "leading":
+            index = torch.arange(steps, dtype=torch.float64).flip(0) * (most // steps) + self.config.steps_offset
+        elif spacing == "trailing":
+            index = torch.round(most - most / steps * torch.arange(steps, dtype=torch.float64)) - 1
+        else:
+            index = torch.linspace(most - 1, 0, steps, dtype=torch.float64).round()
+        return torch.cat([(index + 1) / T, index.new_zeros(1)])
+
+    def order_for(self, num_inference_steps: int) -> int:
+        """solver_order, at most what the solver knows and the number of steps: the order of `solve`."""
+        most = _PLAIN[self.config.solver][1] if self.config.solver in _PLAIN else num_inference_steps
+        return int(min(self.config.solver_order, most, num_inference_steps))
+
+    def model_time(self, t: float | Tensor) -> float:
+        """The timestep that a network is called with at time t: t T - 1, an integer at the times of the table, at least 0."""
+        index = max(float(t) * len(self) - 1, 0.0)
+        return float(round(index)) if abs(index - round(index)) < 1e-6 else index
+
+    # -- The loop ---------------------------------------------------------------------------------------------------
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where the loop begins, if a pipeline has set it."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the next step; None before the first."""
+        return self._step_index
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """sigma at the first time: what noise is multiplied by if x_hat0 is 0. With another source, use `start`."""
+        return float(self.process(1.0).sigma if self._times is None else self._start.sigma)
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None, x_hat0: Tensor | None = None
+    ) -> None:
+        """Plans a solve of so many steps.
+
+        x_hat0: the source, in the shape of the samples. None: the one that `add_noise` starts from, or zeros without a shift.
+        """
+        times = self.times(num_inference_steps)
+        if x_hat0 is not None:
+            _check_source(x_hat0, self.process)
+        numbers = [self.model_time(t) for t in times[:-1]]
+        integer = all(number == round(number) for number in numbers)
+        timesteps = torch.tensor(numbers, dtype=torch.int64 if integer else torch.float32, device="cpu")
+        self._replan(times, 0)
+        self.num_inference_steps, self.x_hat0, self._times = len(numbers), x_hat0, times
+        self._numbers = timesteps.tolist()
+        self._adopts = x_hat0 is None
+        self.timesteps = timesteps.to(device)
+        self._forget()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Makes the solve begin at timesteps[begin_index], as on a grid that begins there."""
+        times = self._set("set_begin_index")
+        if isinstance(begin_index, bool) or not isinstance(begin_index, int) or not 0 <= begin_index < len(times) - 1:
+            raise ValueError(f"begin_index: {begin_index!r}; 0 to {len(times) - 2} is needed")
+        self._replan(times, begin_index)
+        self._forget()
+        self._begin_index = begin_index
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """The sample as it is."""
+        return sample
+
+    def start(self, noise: Tensor) -> Tensor:
+        """(a + b) x_hat0 + sigma z, the first sample, in the dtype of x_hat0: z = noise, unit normal, in its shape."""
+        self._set("start")
+        source = self._source(noise)
+        if not isinstance(noise, Tensor) or noise.shape != source.shape or not noise.is_floating_point():
+            raise ValueError(f"noise: {_described(noise)}; a floating tensor like x_hat0, {_described(source)}, is needed")
+        x = _noised(self._start, source.to(_state_dtype(source)), noise.to(source.device))
+        return self._rounded(x, source.dtype)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor, source: Tensor | None = None) -> Tensor:
+        """a x0 + b source + sigma z (Eq. 2) at the given timesteps of the table, one, or one a sample.
+
+        source: default the x_hat0 that was set. Where none is and timesteps are the first of a loop, x0 is: so img2img
+        pipelines begin, which know no source. It is then the x_hat0 of that loop, and the result that of `start`.
+        """
+        for name, value in (("original_samples", original_samples), ("noise", noise), ("source", source)):
+            if value is None and name == "source":
+                continue
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != original_samples.shape:
+                shape = f"shape {tuple(original_samples.shape)}" if isinstance(original_samples, Tensor) else "(batch, ...)"
+                raise ValueError(f"{name}: {_described(value)}; a floating tensor of {shape} is needed")
+        numbers = self._table(timesteps, len(original_samples))
+        start = self._numbers[self._begin_index or 0] if self._times is not None and self._step_index is None else None
+        first = set(numbers) == {start}
+        if source is None and self._adopts and first:
+            _check_source(original_samples, self.process)
+            self.x_hat0 = original_samples
+        source = self.x_hat0 if source is None else source
+        if source is None and self._shifted:
+            raise ValueError("source: None, and no x_hat0 is set; with a shift, the source in the shape of x0 is needed")
+        if source is not None and source.shape != original_samples.shape:
+            raise ValueError(f"source: {_described(source)}; the shape of x0, {tuple(original_samples.shape)}, is needed")
+        x0 = original_samples.to(_state_dtype(original_samples))
+        if first:
+            m = self._start
+        else:
+            times = torch.tensor([(n + 1) / len(self) for n in numbers], dtype=torch.float64, device="cpu")
+            m = self.process._over_batch(times[0] if len(set(numbers)) == 1 else times, x0)
+        x = _noised(m, x0, noise.to(x0.device))
+        if source is not None and self._shifted:  # 0 where x0 is the source, so that this is `start` to the bit
+            x = x + m.b.to(x) * (source.to(x) - x0)
+        return self._rounded(x, original_samples.dtype) if first else x.to(original_samples.dtype)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DoSDESchedulerOutput | tuple[Tensor, Tensor]:
+        """One step, from the sample at `timestep`, which must be the next of `timesteps`, and the network's output there.
+
+        generator: one, or one a sample; a step draws as `solve` does, nothing where its plan has no noise. variance_noise: unit
+        normal, instead of a draw. Returns (prev_sample, pred_original_sample), in a `DoSDESchedulerOutput` or a tuple.
+        """
+        self._set("step")
+        begin = self._begin_index or 0
+        index = begin if self._step_index is None else self._step_index
+        self._check_next(timestep, index)
+        source = self._source(sample)
+        for name, value, like in (
+            ("sample", sample, source),
+            ("model_output", model_output, sample),
+            *((("variance_noise", variance_noise, sample),) if variance_noise is not None else ()),
+        ):
+            if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != like.shape:
+                raise ValueError(f"{name}: {_described(value)}; a floating tensor of shape {tuple(like.shape)} is needed")
+            if value.device != sample.device:
+                raise ValueError(f"{name}: {_described(value)}; the device of sample, {sample.device}, is needed")
+        step, coefficients = self.plan[index - begin], self._coefficients[index - begin]
+        fresh = Independent(generator)
+
+        x = self._unrounded(sample).to(torch.promote_types(sample.dtype, _state_dtype(source)))
+        source = source.to(x)
+        # A copy where it would be the network's own buffer: compiled ones write their next output to it.
+        x_theta = model_output.clone() if self.predicts == "x0" else combine(model_output, x, source, coefficients)
+        past = [x_theta, *self._past]
+        sums = [*self._sums, _sum(x_theta.detach())]
+        x = x.clone()
+        _advance(x, source, past, step, fresh if variance_noise is None else lambda *_: variance_noise)
+        if index == len(self._numbers) - 1:
+            _check_finite(sums, _sum(x.detach()), self.plan)
+        self._past, self._sums, self._step_index = past[: self._kept - 1], sums, index + 1
+        prev_sample = self._rounded(x, sample.dtype)
+        estimate = x_theta.to(sample.dtype, copy=True)  # not the one that is kept
+        return DoSDESchedulerOutput(prev_sample, estimate) if return_dict else (prev_sample, estimate)
+
+    # -- The state --------------------------------------------------------------------------------------------------
+
+    def _replan(self, times: Tensor, begin: int) -> None:
+        steps = len(times) - 1 - begin
+        marginals = _marginals(self.process, steps, times[begin:])
+        plan = _plan(marginals, self.order_for(steps), self.method)
+        parts = (to_x0(self.predicts, self.process(step.t)) for step in plan)
+        self._coefficients = [tuple(part.item() for part in three) for three in parts]  # errors where they are undefined
+        self._start, self.plan, self._kept = marginals[0], plan, max(len(step.new) for step in plan)
+
+    def _forget(self) -> None:
+        """What a loop has left."""
+        self._begin_index = self._step_index = self._exact = None
+        self._past, self._sums = [], []
+
+    def _set(self, caller: str) -> Tensor:
+        if self._times is None:
+            raise ValueError(f"{caller}: no timesteps are set; call set_timesteps(num_inference_steps, device, x_hat0) before")
+        return self._times
+
+    def _source(self, like: Tensor) -> Tensor:
+        if self.x_hat0 is not None:
+            return self.x_hat0
+        if self._shifted:
+            raise ValueError("x_hat0: None with a shift; set_timesteps(num_inference_steps, device, x_hat0) is needed")
+        if not isinstance(like, Tensor):
+            raise TypeError(f"sample, noise: {_described(like)}; a floating tensor is needed")
+        return torch.zeros_like(like)
+
+    def _rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        rounded = x.to(dtype)
+        self._exact = None if x.dtype == dtype else (rounded, _version(rounded), x)
+        return rounded
+
+    def _unrounded(self, sample: Tensor) -> Tensor:
+        """What `sample` is the rounding of, if it is the tensor that was returned and nobody wrote to it."""
+        if self._exact is None:
+            return sample
+        returned, version, x = self._exact
+        same = returned is sample and version == _version(sample)
+        if same and sample.is_inference():  # which count no writes
+            same = torch.equal(sample, x.to(sample.dtype))
+        return x if same else sample
+
+    def _check_next(self, timestep: float | Tensor, index: int) -> None:
+        steps = len(self._numbers)
+        if index == steps:
+            raise ValueError(f"timestep: {timestep}; all {steps} steps are done, set_timesteps begins anew")
+        if isinstance(timestep, Tensor) and timestep.numel() == 1:
+            own = self.timesteps
+            same = timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+            if same and timestep.storage_offset() == own.storage_offset() + index:
+                return  # an element of timesteps: no waiting for its value
+        try:
+            given = float(timestep)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"timestep: {_described(timestep)}; one number, an element of timesteps, is needed") from None
+        expected = self._numbers[index]
+        if not abs(given - expected) <= 1e-3:
+            raise ValueError(
+                f"timestep: {given:g}; {expected:g} is needed, the next (timesteps[{index}]): steps go in order, from "
+                "timesteps[0] or set_begin_index(...) on"
+            )
+
+    def _table(self, timesteps: Tensor, batch: int) -> list[float]:
+        """Timesteps as numbers, one a sample. Errors: ValueError."""
+        numbers = torch.as_tensor(timesteps).detach().reshape(-1).tolist()
+        if len(numbers) not in (1, batch):
+            raise ValueError(f"timesteps: {len(numbers)} of them; 1, or {batch}, one a sample, is needed")
+        if not all(0 <= n <= len(self) - 1 for n in numbers):
+            raise ValueError(f"timesteps: {numbers}; numbers from 0 to {len(self) - 1} are needed")
+        return numbers * batch if len(numbers) == 1 else numbers
+
+
+# -- From a config to the values of the package ---------------------------------------------------------------------------
+
+
+def _one_of(name: str, value: object, names: Sequence[str]) -> None:
+    if value not in names:
+        raise ValueError(f"{name}: {value!r}; one of {', '.join(names)} is needed")
+
+
+def _predicts(name: str) -> Predicts:
+    known = (*get_args(Predicts), *_THEIR_NAMES)
+    _one_of("prediction_type", name, known)
+    kind: Predicts = _THEIR_NAMES.get(name, name)  # type: ignore[assignment]
+    return kind
+
+
+def _listed(name: str, values: Sequence[float], T: int) -> Tensor:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{name}: {_described(values)}; a list of {T} numbers is needed")
+    if len(values) != T:
+        raise ValueError(f"{name}: {len(values)} values with num_train_timesteps = {T}; as many are needed")
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+def _betas(T: int, first: float, last: float, name: str, trained: Sequence[float] | None) -> Tensor:
+    if trained is not None:
+        betas = _listed("trained_betas", trained, T)
+        if not ((betas > 0) & (betas < 1)).all():
+            i = int((~((betas > 0) & (betas < 1))).nonzero()[0])
+            raise ValueError(f"trained_betas: {betas[i]:g} at index {i}; numbers between 0 and 1 are needed")
+        return betas
+    _one_of("beta_schedule", name, ("scaled_linear", "linear"))
+    if not 0 < first < last < 1:
+        raise ValueError(f"beta_start, beta_end: {first}, {last}; 0 < beta_start < beta_end < 1 is needed")
+    if name == "linear":
+        return torch.linspace(first, last, T, dtype=torch.float64, device="cpu")
+    return torch.linspace(math.sqrt(first), math.sqrt(last), T, dtype=torch.float64, device="cpu") ** 2
+
+
+def _shift(T: int, name: str, t1: float, trained: Sequence[float] | None) -> shift.Shift:
+    if isinstance(t1, bool) or not isinstance(t1, int | float) or not 0 < t1 <= 1:
+        raise ValueError(f"t1: {t1!r}; a time in (0, 1] is needed")
+    if trained is not None:
+        return shift.from_table(_listed("trained_etas", trained, T))
+    makers: dict[str, Callable[[], shift.Shift]] = {
+        "dossr": lambda: shift.from_table(presets.dossr_etas(t1, T)),
+        "cosine": lambda: shift.cosine(t1),
+        "linear": lambda: shift.linear(t1),
+        "none": shift.none,
+    }
+    return makers[name]()
+
+
+def _method(solver: str, scale: float | None, tau: float | None, corrector: bool, variable: str) -> Method:
+    _one_of("solver", solver, _SOLVERS)
+    _one_of("variable", variable, tuple(_VARIABLES))
+    if tau is not None and solver not in ("adams", "few_step"):
+        raise ValueError(f"tau: {tau} with solver = {solver!r}; None is needed, adams and few_step take one")
+    if tau is not None:
+        method._check_tau(tau)
+    if solver not in _EXPANDED and (corrector or variable != "lam"):
+        raise ValueError(
+            f"corrector, variable: {corrector}, {variable!r} with solver = {solver!r}; False and 'lam' are needed, "
+            f"{', '.join(_EXPANDED)} take others (few_step corrects by itself)"
+        )
+    if solver == "few_step":
+        assert scale is not None
+        return method.matched(scale, 0.0 if tau is None else tau)
+    if solver in _PLAIN:
+        return _PLAIN[solver][0]
+    options: dict[str, Any] = {} if tau is None else {"tau": tau}
+    return functools.partial(_EXPANDED[solver], variable=_VARIABLES[variable], corrector=corrector, **options)
+
+
+def _default_spacing(config: Mapping[str, Any]) -> str:
+    if config["solver"] == "few_step":
+        return "few_step"
+    if config["trained_etas"] is not None:
+        return "uniform"
+    return {"dossr": "dossr", "none": "spaced"}.get(config["shift"], "uniform")
