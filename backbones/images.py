@@ -7,7 +7,7 @@ Pillow reads what people have; OpenCV takes over for 16-bit colour, which Pillow
 import io
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,20 +53,87 @@ def read(path: Path) -> Picture:
     import PIL.Image
 
     with PIL.Image.open(path) as image:
-        # Before getexif(), which may load the pixels and forget the tiles.
+        # Before anything loads the pixels and forgets the tiles.
         wide = any(";16" in str(tile[3]) for tile in image.tile) and image.mode in ("RGB", "RGBA", "LA")
-        orientation = image.getexif().get(0x0112, 1)
-        profile = image.info.get("icc_profile")
-        if wide:
-            array, most = _read_wide(path), 65535
-        elif image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            array, most = np.asarray(image).astype(np.uint16), 65535
-        elif image.mode in ("I", "F"):
-            raise ValueError(f"mode {image.mode}, 32 bits a pixel, of unknown range; convert it to 8 or 16 bits")
-        else:
-            array, most = np.asarray(_plain(image)), 255
-            if image.mode == "CMYK":
-                profile = None  # of the inks, not of the colours that they became
+        return _picture(image, _read_wide(path) if wide else None)
+
+
+def of_pil(image: "Image") -> Picture:
+    """A PIL image of any mode, upright. Errors: ValueError for 32 bits a pixel, or no pixel."""
+    if 0 in image.size:
+        raise ValueError(f"image: {image.size[0]}x{image.size[1]}; at least one pixel is needed")
+    return _picture(image, None)
+
+
+def of_array(array: Array | Tensor) -> list[Picture]:
+    """A numpy array (height, width[, channels]) or (batch, height, width, channels), or a tensor ([batch,] channels, height,
+    width): uint8, uint16, or floating in [0, 1]. Errors: TypeError, ValueError.
+    """
+    ours = isinstance(array, Tensor)
+    values = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    what = f"image: {'tensor' if ours else 'array'} of shape {tuple(values.shape)}, {str(values.dtype)[6:]}"
+    if values.ndim == 2 and not ours:
+        values = values[..., None]
+    if values.ndim == 3:
+        values = values[None]
+    if values.ndim != 4 or values.numel() == 0:
+        order = "([batch,] channels, height, width)" if ours else "([batch,] height, width, channels)"
+        raise ValueError(f"{what}; {order} is needed")
+    planes = values if ours else values.permute(0, 3, 1, 2)
+    if planes.shape[1] not in (1, 2, 3, 4):
+        raise ValueError(f"{what}; 1 to 4 channels are needed")
+    most = {torch.uint8: 255, torch.uint16: 65535}.get(values.dtype, 1)
+    if most == 1 and not values.is_floating_point():
+        raise TypeError(f"{what}; uint8, uint16, or floating in [0, 1], is needed")
+    planes = planes.to(torch.float32) / most
+    if not (planes.isfinite().all() and planes.min() >= -0.01 and planes.max() <= 1.01):
+        raise ValueError(f"{what}, from {planes.min():g} to {planes.max():g}; values in [0, 1] are needed")
+    planes = planes.clamp(0, 1)
+    count = planes.shape[1]
+    return [
+        Picture(p[:, :-1], p[:, -1:], 8, None) if count in (2, 4) else Picture(p, None, 8, None) for p in planes.split(1)
+    ]
+
+
+def to_pil(colour: Tensor, like: Picture) -> "Image":
+    """Colour (1, 3, height, width) in [0, 1] as 8 bits, cut off; grey, with alpha, with a profile as `like`."""
+    import PIL.Image
+
+    planes = luma(colour) if like.colour.shape[1] == 1 else colour
+    if like.alpha is not None:
+        planes = torch.cat([planes, resized(like.alpha, planes.shape[-2:])], 1)
+    array = (planes[0].permute(1, 2, 0) * 255).numpy().astype(np.uint8)
+    image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    if like.profile:
+        image.info["icc_profile"] = like.profile
+    return image
+
+
+def luma(colour: Tensor) -> Tensor:
+    """Grey (batch, 1, height, width) of colour (batch, 3, height, width), by the weights of BT.601."""
+    return torch.einsum("bchw,c->bhw", colour, colour.new_tensor([0.299, 0.587, 0.114]))[:, None]
+
+
+def resized(plane: Tensor, size: Sequence[int]) -> Tensor:
+    """Alpha brought to another size, bicubic."""
+    larger = torch.nn.functional.interpolate(plane, tuple(size), mode="bicubic", antialias=True, align_corners=False)
+    return larger.clamp(0, 1)
+
+
+def _picture(image: "Image", wide: Array | None) -> Picture:
+    """wide: the pixels, where they have 16 bits a channel and PIL would cut them."""
+    orientation = image.getexif().get(0x0112, 1)
+    profile = image.info.get("icc_profile")
+    if wide is not None:
+        array, most = wide, 65535
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        array, most = np.asarray(image).astype(np.uint16), 65535
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}, 32 bits a pixel, of unknown range; convert it to 8 or 16 bits")
+    else:
+        array, most = np.asarray(_plain(image)), 255
+        if image.mode == "CMYK":
+            profile = None  # of the inks, not of the colours that they became
     array = _UPRIGHT.get(orientation, _UPRIGHT[1])(array)
     values = torch.from_numpy(array.astype(np.float32) / most)
     planes = values[None, None] if values.ndim == 2 else values.permute(2, 0, 1)[None]

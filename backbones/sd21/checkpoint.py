@@ -1,0 +1,193 @@
+"""Files of tensors, read as data (safetensors, or pickles of nothing but tensors), and what modules they make."""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import layout
+
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+Tensors = dict[str, Tensor]
+
+
+def read(path: Path | str) -> Tensors:
+    """The tensors of a checkpoint file, mapped, not copied, into memory where its format permits.
+
+    An outer `state_dict` and a prefix `module.` are taken off. A pickle is never executed. Errors: ValueError, one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint: {path}; no such file")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"checkpoint: {path}; a file that ends in {', '.join(SUFFIXES)} is needed")
+    content: Any = _safetensors(path) if path.suffix.lower() == ".safetensors" else _pickled(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"checkpoint: {path} holds {type(content).__name__}; tensors by name are needed")
+    strange = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(f"checkpoint: {path}: {strange[0]!r} is no tensor; tensors by name are needed")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name[len(prefix) :]: value for name, value in content.items()}
+
+
+def _safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"checkpoint: {path} is no whole safetensors file ({_line(error)})") from None
+
+
+def _pickled(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # of the older format, which cannot be mapped, or broken
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        said = str(error)
+        if "Unsupported global" in said or "Unsupported operand" in said or "WeightsUnpickler" in said:
+            raise ValueError(
+                f"checkpoint: {path} holds more than tensors, which loading would execute; refused. "
+                "Have its author save the state_dict alone, best as .safetensors"
+            ) from None
+        raise ValueError(f"checkpoint: {path} is no whole checkpoint ({_line(error)})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ValueError(f"checkpoint: {path} is no whole checkpoint ({_line(error)})") from None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model in diffusers' names: configuration and tensors of each component, the released tensors that none uses."""
+
+    configs: dict[str, dict[str, Any]]
+    tensors: dict[str, Tensors]
+    unused: Tensors
+
+
+def to_parts(released: Mapping[str, Tensor], channels_a_head: int | None = None) -> Parts:
+    """Every tensor in its place. Errors: ValueError that names a missing, unexpected or wrongly shaped one."""
+    from .rrdb import config_of
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
+    configs = layout.configs(shapes, channels_a_head)
+    for component in ("unet", "controlnet", "vae", "hint_encoder"):
+        if component not in configs:
+            raise ValueError(f"checkpoint: no tensor {layout.PREFIXES[component]}*, the {component}; another layout is needed")
+    own = layout.part(shapes, "preprocessor")
+    if "body.0.rdb1.conv1.weight" in own:  # DiffBIR's is another network
+        configs["preprocessor"] = config_of(own)
+    tensors: dict[str, Tensors] = {}
+    rest = dict(released)
+    for component, config in configs.items():
+        wanted = {name: tuple(tensor.shape) for name, tensor in empty(component, config).state_dict().items()}
+        tensors[component] = {}
+        for entry in layout.entries(component, wanted):
+            name = layout.PREFIXES[component] + entry.name
+            tensor = rest.pop(name, None)
+            if tensor is None:
+                raise ValueError(f"checkpoint: no tensor {name}")
+            if tuple(tensor.shape) != entry.shape(wanted):
+                raise ValueError(f"checkpoint: {name} has shape {tuple(tensor.shape)}; {entry.shape(wanted)} is needed")
+            tensors[component] |= entry.split(tensor, wanted)
+    blocks = configs.get("text_encoder", {}).get("num_hidden_layers", 0)
+    ignored = () if "preprocessor" in configs else (layout.PREFIXES["preprocessor"],)
+    unused = {name: rest.pop(name) for name in list(rest) if layout.unused(name, blocks) or name.startswith(ignored)}
+    if rest:
+        more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
+        raise ValueError(f"checkpoint: unexpected tensor {next(iter(rest))}{more}")
+    return Parts(configs, tensors, unused)
+
+
+def to_released(tensors: Mapping[str, Tensors], unused: Mapping[str, Tensor]) -> Tensors:
+    """The inverse of `to_parts`."""
+    released = dict(unused)
+    for component, own in tensors.items():
+        if component == "preprocessor" and any(name.startswith(layout.PREFIXES[component]) for name in unused):
+            continue  # the checkpoint had another network there
+        for entry in layout.entries(component, own):
+            released[layout.PREFIXES[component] + entry.name] = entry.join(own)
+    return released
+
+
+def empty(component: str, config: Mapping[str, Any]) -> nn.Module:
+    """The module of a component, its parameters on the meta device."""
+    import logging
+
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
+    from .rrdb import RRDBNet
+
+    with init_empty_weights(include_buffers=False), _quiet(logging.getLogger("transformers")):
+        if component == "text_encoder":
+            return CLIPTextModel(CLIPTextConfig(**config))  # type: ignore[no-any-return]
+        classes = {
+            "unet": UNet2DConditionModel,
+            "controlnet": LatentControlNet,
+            "vae": AutoencoderKL,
+            "hint_encoder": HintEncoder,
+            "preprocessor": RRDBNet,
+            "prompts": PromptEmbeddings,
+        }
+        return classes[component](**config)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet(logger: Any) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> nn.Module:
+    """The module of a component with its tensors, for inference."""
+    module = empty(component, config)
+    module.load_state_dict(tensors, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def files_of(folder: Path, component: str) -> list[Path]:
+    """The files with the weights of a component in a diffusers folder. Errors: ValueError where one is not there."""
+    place = folder / component
+    for stem, ending in (("diffusion_pytorch_model", "safetensors"), ("model", "safetensors"), ("diffusion_pytorch_model", "bin")):
+        index = place / f"{stem}.{ending}.index.json"
+        files = [place / f"{stem}.{ending}"]
+        if index.is_file():
+            files = [place / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if files[0].is_file() or index.is_file():
+            break
+    else:
+        raise ValueError(f"weights: {folder}: no weights of the component {component!r} in {place}")
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"weights: {path} is missing, which {index.name} names")
+    return files
+
+
+def of_folder(folder: Path, component: str) -> Tensors:
+    """The tensors of a component in a diffusers folder, as they are stored. Errors: ValueError."""
+    tensors = {name: tensor for path in files_of(folder, component) for name, tensor in read(path).items()}
+    if component == "text_encoder":  # some versions of transformers put it in front, and a buffer behind
+        tensors = {name.removeprefix("text_model."): t for name, t in tensors.items() if not name.endswith("position_ids")}
+    return tensors

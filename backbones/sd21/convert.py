@@ -1,0 +1,294 @@
+"""`dosde convert`: the released layout to a diffusers folder and back, and the point where fine-tuning starts."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, folders, layout
+from .checkpoint import Parts, Tensors
+
+# What CLIP's tokenizer makes of the prompts of the release; 77 of them, filled up with 0.
+TOKENS = {
+    "clean, high-resolution, 8k": (49406, 3772, 267, 1400, 268, 9977, 267, 279, 330, 49407),
+    "": (49406, 49407),
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_LIBRARIES = {
+    "vae": ("diffusers", "AutoencoderKL"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "controlnet": ("backbones.sd21.modules", "LatentControlNet"),
+    "hint_encoder": ("backbones.sd21.modules", "HintEncoder"),
+    "preprocessor": ("backbones.sd21.rrdb", "RRDBNet"),
+    "prompts": ("backbones.sd21.modules", "PromptEmbeddings"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+}
+
+
+def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, tokenizer: Path | None = None) -> None:
+    """Writes a folder for `DoSSRPipeline.from_pretrained`, whole or not at all. dtype: default as the tensors are."""
+    import diffusers
+
+    from dosde.interop.diffusers import DoSDEScheduler
+
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"--out: {folder}; it exists and is not an empty folder")
+    index: dict[str, Any] = {
+        "_class_name": "DoSSRPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ("dosde.interop.diffusers", "DoSDEScheduler"),
+        "tokenizer": ("transformers", "CLIPTokenizer") if tokenizer else (None, None),
+    }
+    with folders.written_whole(folder) as place:
+        for component, library in _LIBRARIES.items():
+            index[component] = library if component in parts.tensors else (None, None)
+            if component not in parts.tensors:
+                continue
+            module = checkpoint.empty(component, parts.configs[component])
+            tensors = _cast(parts.tensors[component], dtype)
+            (place / component).mkdir()
+            if component == "text_encoder":
+                module.config.architectures = ["CLIPTextModel"]
+                module.config.dtype = next(iter(tensors.values())).dtype
+                module.config.save_pretrained(place / component)
+                tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+                folders.write_tensors(place / component / "model.safetensors", tensors)
+            else:
+                module.save_config(place / component)
+                folders.write_tensors(place / component / "diffusion_pytorch_model.safetensors", tensors)
+        DoSDEScheduler(**parts.configs["scheduler"]).save_config(place / "scheduler")
+        if tokenizer:
+            shutil.copytree(tokenizer, place / "tokenizer")
+        if parts.unused:
+            folders.write_unused(place, parts.unused)
+        folders.write_json(place / "model_index.json", index)
+
+
+def to_checkpoint(folder: Path, path: Path) -> None:
+    """Writes the released layout of a folder: what was converted, bit for bit, if nothing was changed."""
+    if path.exists():
+        raise ValueError(f"--out: {path}; it exists")
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise ValueError(f"--out: {path}; a file that ends in .safetensors or .ckpt is needed")
+    folder = folders.checked(folder)
+    tensors = {name: checkpoint.of_folder(folder, name) for name in layout.PREFIXES if folders.has(folder, name)}
+    unused = folders.unused(folder)
+    if not unused:
+        from dosde.interop.diffusers import DoSDEScheduler
+
+        unused = tables(DoSDEScheduler.from_pretrained(folder / "scheduler"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folders.write_tensors(path, checkpoint.to_released(tensors, unused))
+
+
+def parts_of_checkpoint(
+    path: str | Path,
+    original_config: str | Path | dict[str, Any] | None = None,
+    preprocessor: str | Path | None = None,
+    base: str | Path | None = None,
+) -> Parts:
+    """A checkpoint in the released layout, with the prompts of the release embedded. See `DoSSRPipeline.from_single_file`."""
+    parts = checkpoint.to_parts(checkpoint.read(path), channels_a_head(original_config))
+    configs, tensors = dict(parts.configs), dict(parts.tensors)
+    configs["scheduler"] = scheduler_config(parts.unused)
+    if preprocessor is not None:
+        configs["preprocessor"], tensors["preprocessor"] = preprocessor_of(preprocessor)
+    if "text_encoder" not in tensors and base is not None:
+        configs["text_encoder"], tensors["text_encoder"] = of_base(checked_base(base), "text_encoder")
+    return with_prompts(replace(parts, configs=configs, tensors=tensors))
+
+
+def start(base: str | Path, preprocessor: str | Path, t1: float = 0.5) -> Parts:
+    """Where fine-tuning starts: SD 2.1-base, a ControlNet that adds nothing yet, and a hint encoder equal to the VAE's.
+
+    The ControlNet has the weights of the U-Net's encoder, no weight for the hint, and zero convolutions behind.
+    """
+    folder = checked_base(base)
+    configs: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensors] = {}
+    for component in ("unet", "vae", "text_encoder"):
+        configs[component], tensors[component] = of_base(folder, component)
+    unet, vae = configs["unet"], configs["vae"]
+    shared = (
+        "in_channels block_out_channels layers_per_block down_block_types transformer_layers_per_block attention_head_dim "
+        "cross_attention_dim use_linear_projection"
+    ).split()
+    latent = vae["latent_channels"]
+    configs["controlnet"] = {name: unet[name] for name in shared if name in unet} | {"conditioning_channels": latent}
+    configs["hint_encoder"] = {
+        name: vae[name] for name in ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "latent_channels")
+    }
+    for component, source in (("controlnet", "unet"), ("hint_encoder", "vae")):
+        own = checkpoint.empty(component, configs[component]).state_dict()
+        kind = next(iter(tensors[source].values())).dtype
+        tensors[component] = {
+            name: tensors[source][name].clone() if name in tensors[source] else torch.zeros(meta.shape, dtype=kind)
+            for name, meta in own.items()
+        }
+    configs["preprocessor"], tensors["preprocessor"] = preprocessor_of(preprocessor)
+    configs["scheduler"] = {"t1": t1}
+    return with_prompts(Parts(configs, tensors, {}))
+
+
+def checked_base(base: str | Path) -> Path:
+    """The folder of SD 2.1-base. Errors: ValueError unless it has a U-Net, a VAE and a text tower."""
+    folder = Path(base) if Path(base).exists() else folders.of_hub(str(base), "--base")
+    for component in ("unet", "vae", "text_encoder"):
+        if not folders.has(folder, component):
+            raise ValueError(f"--base: {folder} lacks {component}/; a folder of SD 2.1-base in diffusers' layout is needed")
+    return folder
+
+
+def of_base(folder: Path, component: str) -> tuple[dict[str, Any], Tensors]:
+    """Configuration and tensors of a component. Errors: ValueError where they do not fit together."""
+    path = folder / component / "config.json"
+    try:
+        config = {name: value for name, value in json.loads(path.read_text()).items() if name[0] != "_"}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--base: {path} cannot be read ({error})") from None
+    if component == "text_encoder":
+        for name in ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version"):
+            config.pop(name, None)
+    tensors = checkpoint.of_folder(folder, component)
+    wanted = {name: tuple(t.shape) for name, t in checkpoint.empty(component, config).state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"--base: {folder / component} has no tensor {name}")
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"--base: {folder / component}: {name} has shape {tuple(tensors[name].shape)}; {shape} is needed")
+    return config, {name: tensors[name] for name in wanted}
+
+
+def tokenizer_folder(base: str | Path | None) -> Path | None:
+    """The folder of the tokenizer, where a base is given and has one."""
+    if base is None:
+        return None
+    folder = checked_base(base) / "tokenizer"
+    return folder if folder.is_dir() else None
+
+
+def tokenizer_of(base: str | Path | None) -> Any:
+    """The tokenizer of a base, or None."""
+    folder = tokenizer_folder(base)
+    if folder is None:
+        return None
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def preprocessor_of(path: str | Path) -> tuple[dict[str, Any], Tensors]:
+    from . import rrdb
+
+    net = rrdb.load(Path(path))
+    return {name: value for name, value in net.config.items() if name[0] != "_"}, dict(net.state_dict())
+
+
+def with_prompts(parts: Parts) -> Parts:
+    """The same, with a component `prompts`, if there is a text tower that knows the tokens."""
+    config = parts.configs.get("text_encoder")
+    if config is None or config.get("vocab_size", 49408) < 49408:
+        return parts
+    text = checkpoint.filled("text_encoder", config, parts.tensors["text_encoder"])
+    kind = next(iter(parts.tensors["text_encoder"].values())).dtype
+    length = config.get("max_position_embeddings", 77)
+    tokens = torch.tensor([[*t, *[0] * (length - len(t))] for t in TOKENS.values()])
+    with torch.no_grad():
+        embeddings = text.float()(tokens).last_hidden_state.to(kind)
+    prompts = {"prompts": list(TOKENS), "tokens": length, "width": embeddings.shape[-1]}
+    return replace(
+        parts,
+        configs=parts.configs | {"prompts": prompts},
+        tensors=parts.tensors | {"prompts": {"embeddings": embeddings}},
+    )
+
+
+def channels_a_head(original_config: str | Path | dict[str, Any] | None) -> int | None:
+    """num_head_channels of the U-Net in the YAML (or JSON) of the release. Errors: ValueError."""
+    if original_config is None:
+        return None
+    content: Any = original_config
+    if not isinstance(content, Mapping):
+        import yaml
+
+        try:
+            content = yaml.safe_load(Path(original_config).read_text())  # type: ignore[arg-type]
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"original_config: {original_config} cannot be read ({' '.join(str(error).split())[:120]})") from None
+    found = _find(content, "num_head_channels")
+    if not isinstance(found, int) or found < 1:
+        raise ValueError(f"original_config: num_head_channels is {found!r} in it; a positive integer is needed")
+    return found
+
+
+def _find(tree: Any, name: str) -> Any:
+    """The first value of that name in a tree of mappings."""
+    if not isinstance(tree, Mapping):
+        return None
+    if name in tree:
+        return tree[name]
+    return next((found for value in tree.values() if (found := _find(value, name)) is not None), None)
+
+
+def scheduler_config(stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of DoSDEScheduler, from the tables of a checkpoint: those of the release by their parameters, others as they are.
+
+    Without a table of eta (DiffBIR's) nothing is shifted.
+    """
+    betas = stored.get("betas")
+    if betas is None:
+        raise ValueError("checkpoint: no tensor betas")
+    config: dict[str, Any] = {"num_train_timesteps": len(betas)}
+    table = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), len(betas), dtype=torch.float64) ** 2
+    if not torch.allclose(betas.double(), table, rtol=1e-5, atol=0):
+        config["trained_betas"] = betas.double().tolist()
+    eta = stored.get("lambdas")
+    if eta is None:
+        return config | {"shift": "none"}
+    T1 = int((eta < 1).sum())
+    s = torch.linspace(0.001, 0.999, max(T1, 1), dtype=torch.float64)
+    cosine = torch.cat([(1 - torch.cos(math.pi * s)) / 2, torch.ones(len(eta) - T1, dtype=torch.float64)])
+    if T1 and torch.allclose(eta.double(), cosine[: len(eta)], rtol=1e-4, atol=1e-7):
+        return config | {"shift": "dossr", "t1": T1 / len(eta)}
+    return config | {"trained_etas": eta.double().tolist()}
+
+
+def tables(scheduler: Any) -> Tensors:
+    """The 15 tables of the released layout, float32, from the process of a scheduler."""
+    T = scheduler.config.num_train_timesteps
+    marginal = scheduler.process((torch.arange(T, dtype=torch.float64) + 1) / T)
+    alphas_cumprod = marginal.alpha**2
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    betas = 1 - alphas_cumprod / before
+    eta = marginal.b / marginal.alpha
+    variance = betas * (1 - before) / (1 - alphas_cumprod)
+    made = {
+        "lambdas": eta,
+        "one_minus_lambdas": 1 - eta,
+        "betas": betas,
+        "alphas_cumprod": alphas_cumprod,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alphas_cumprod).log(),
+        "sqrt_recip_alphas_cumprod": alphas_cumprod.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alphas_cumprod - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / (1 - alphas_cumprod),
+        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - alphas_cumprod),
+        "logvar": torch.zeros(T),
+    }
+    if not bool((eta > 0).any()):
+        made = {name: table for name, table in made.items() if "lambdas" not in name}
+    return {name: table.float() for name, table in made.items()}
+
+
+def _cast(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
+    return {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}

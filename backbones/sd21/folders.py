@@ -1,0 +1,126 @@
+"""Folders in diffusers' layout: checked before they are loaded, written whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import checkpoint
+
+UNUSED = "released.safetensors"  # tensors of the released layout that no component uses
+_LEFT = "stabilityai/stable-diffusion-2-1-base"
+
+
+def checked(name: str | Path) -> Path:
+    """The folder of that name, or of that id on the hub. Errors: ValueError unless it is a whole DoSSRPipeline."""
+    folder = Path(name) if Path(name).exists() else of_hub(str(name), "weights")
+    if not folder.is_dir():
+        raise ValueError(f"weights: {folder}; a folder is needed (a checkpoint file: `dosde convert {folder} -o FOLDER`)")
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"weights: {folder} has no model_index.json; a folder written by `dosde convert` is needed")
+    try:
+        components = json.loads(index.read_text())
+        named = {n: v for n, v in components.items() if n[0] != "_" and isinstance(v, list) and v[0] is not None}
+    except (ValueError, AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"weights: {index} is not the index of a pipeline ({error})") from None
+    for component in ("vae", "hint_encoder", "unet", "controlnet", "scheduler"):
+        if component not in named:
+            raise ValueError(f"weights: {index} names no {component}; a folder written by `dosde convert` is needed")
+    for component in named:
+        if not has(folder, component):
+            raise ValueError(f"weights: {folder} lacks {component}/, which its model_index.json names")
+        if component not in ("scheduler", "tokenizer"):
+            checkpoint.files_of(folder, component)
+    return folder
+
+
+def of_hub(name: str, argument: str) -> Path:
+    """A snapshot of a repository of the hub. Errors: ValueError, one line, also where there is no such folder or id."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    gone = (
+        f" ({_LEFT} has left the hub: pass a folder of SD 2.1-base in diffusers' layout, or the id of a copy of it)"
+        if "stable-diffusion-2-1" in name
+        else ""
+    )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{argument}: {name}; no such folder{gone}")
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.ckpt", "*.bin", "*.msgpack", "*.onnx*", "*.fp16.*"]))
+    except (OSError, ValueError, HFValidationError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"{argument}: {name}; no such folder, and the hub does not give it: {reason}{gone}") from None
+
+
+def has(folder: Path, component: str) -> bool:
+    return (folder / component).is_dir()
+
+
+def unused(folder: Path) -> checkpoint.Tensors:
+    """What `write_unused` wrote."""
+    return checkpoint.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
+
+
+def write_unused(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(folder / UNUSED, tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file (or a .ckpt, {"state_dict": tensors}), whole or not at all."""
+    import torch
+    from safetensors.torch import save_file
+
+    part = path.with_name(f".{path.name}.part")
+    try:
+        if path.suffix == ".safetensors":
+            save_file({name: t.contiguous() for name, t in tensors.items()}, part, metadata={"format": "pt"})
+        else:
+            torch.save({"state_dict": dict(tensors)}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A new folder beside it that takes its place at the end, if nothing fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        yield part
+        part.chmod(0o777 & ~_umask())
+        if folder.is_dir():
+            folder.rmdir()  # only an empty one
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def one_line_errors(folder: Path) -> Iterator[None]:
+    """What the loading of libraries raises, as one line that names the folder."""
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, KeyError, ValueError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("weights:"):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"weights: {folder} cannot be loaded: {said or type(error).__name__}") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,616 @@
+"""DoSSRPipeline: a low-resolution picture -> RRDBNet -> VAE -> a solve of the domain-shift SDE -> VAE -> colour fix.
+
+    preprocess      I = clamp(RRDBNet(LR)), brought to the size of the output: hint, source and reference of the colours
+    hint            mode of hint_encoder(2 I - 1), times 0.18215: what the ControlNet sees
+    source          mode (or a sample) of vae's posterior of 2 I - 1, times 0.18215: x_hat0
+    solve           `dosde.solve` with x_theta from U-Net and ControlNet
+    decode          (vae.decode(x0 / 0.18215) + 1) / 2
+    fix_colour      the low frequencies, or mean and variance, of I
+
+Each is a method that can be called, and replaced, alone. Sides of any length: pictures are continued by mirroring up to what the
+networks halve, and cut back at the end.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+
+import dosde
+from backbones import images
+from backbones.tiling import boxes, tiled
+from dosde.interop.diffusers import DoSDEScheduler
+from dosde.noise import as_noise
+
+from . import checkpoint, colour, memory
+from .memory import Tiles
+from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
+from .rrdb import RRDBNet
+
+PROMPT = "clean, high-resolution, 8k"  # the release's
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Upscales pictures with DoSSR's networks (or DiffBIR v1's), as diffusers' pipelines do.
+
+    vae, hint_encoder, unet, controlnet   the networks (`backbones.sd21.modules` has what diffusers has not)
+    scheduler      `DoSDEScheduler`: process, prediction type, solver and grid
+    preprocessor   RRDBNet, or None: pictures are only interpolated
+    prompts        embeddings of fixed prompts; with them text_encoder and tokenizer are needed for other prompts only, and
+                   are loaded from the folder of the pipeline when one is asked for
+    """
+
+    model_cpu_offload_seq = "text_encoder->preprocessor->hint_encoder->unet->vae"
+    _optional_components = ["preprocessor", "prompts", "text_encoder", "tokenizer"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        hint_encoder: HintEncoder,
+        unet: UNet2DConditionModel,
+        controlnet: LatentControlNet,
+        scheduler: DoSDEScheduler,
+        preprocessor: RRDBNet | None = None,
+        prompts: PromptEmbeddings | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            hint_encoder=hint_encoder,
+            unet=unet,
+            controlnet=controlnet,
+            scheduler=scheduler,
+            preprocessor=preprocessor,
+            prompts=prompts,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self._folder: Path | None = None
+        self._unused: checkpoint.Tensors = {}
+        self._compared: tuple[Any, bool] | None = None
+        self._interrupt = False
+
+    # -- Loading and saving -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **how: Any) -> "DoSSRPipeline":
+        """From a folder that `dosde convert` or `save_pretrained` wrote; `how` as in diffusers (torch_dtype, ...).
+
+        text_encoder and tokenizer are loaded when a prompt needs them. Errors: ValueError for a folder that lacks a component.
+        """
+        from . import folders
+
+        folder = folders.checked(pretrained_model_name_or_path)
+        later: dict[str, Any] = {name: None for name in ("text_encoder", "tokenizer") if name not in how}
+        if not folders.has(folder, "prompts"):
+            later = {}
+        with folders.one_line_errors(folder):
+            pipe: DoSSRPipeline = super().from_pretrained(str(folder), **later, **how)
+        pipe._folder = folder
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, **how: Any) -> None:
+        """As in diffusers; text_encoder, tokenizer and the tensors that only the released layout has come along."""
+        from . import folders
+
+        self._load_text()
+        super().save_pretrained(save_directory, **how)
+        unused = self._unused or (folders.unused(self._folder) if self._folder else {})
+        if unused:
+            folders.write_unused(Path(save_directory), unused)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        original_config: str | Path | dict[str, Any] | None = None,
+        preprocessor: str | Path | None = None,
+        base: str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> "DoSSRPipeline":
+        """From a checkpoint in the released layout: dossr_default, dossr_onestep (.ckpt, .safetensors), DiffBIR v1.
+
+        original_config  the release's YAML file, or what it holds: for the channels of an attention head, which no tensor tells
+                         (default: 64, and 8 in networks narrower than 256).
+        preprocessor     an RRDBNet file, for a checkpoint without one (DiffBIR's is another network).
+        base             a folder of SD 2.1-base, for a checkpoint without text tower, and for the tokenizer.
+        torch_dtype      default: the checkpoint's.
+        Errors: ValueError that names the tensor that is missing, unexpected or wrongly shaped.
+        """
+        from . import convert
+
+        made = convert.parts_of_checkpoint(pretrained_model_link_or_path, original_config, preprocessor, base)
+        modules = {name: checkpoint.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors}
+        pipe = cls(**modules, scheduler=DoSDEScheduler(**made.configs["scheduler"]), tokenizer=convert.tokenizer_of(base))
+        pipe._unused = made.unused
+        return pipe if torch_dtype is None else pipe.to(torch_dtype)
+
+    def _load_text(self) -> None:
+        """text_encoder and tokenizer, from the folder of the pipeline, if it has them and they are not loaded."""
+        from . import folders
+
+        if self._folder is not None and self.text_encoder is None and folders.has(self._folder, "text_encoder"):
+            from transformers import CLIPTextModel
+
+            with folders.one_line_errors(self._folder):
+                text = CLIPTextModel.from_pretrained(self._folder / "text_encoder", dtype=self.unet.dtype)
+            self.register_modules(text_encoder=text.to(self._execution_device))
+        if self._folder is not None and self.tokenizer is None and folders.has(self._folder, "tokenizer"):
+            from transformers import CLIPTokenizer
+
+            self.register_modules(tokenizer=CLIPTokenizer.from_pretrained(self._folder / "tokenizer"))
+
+    # -- Stages -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the output a side of a latent."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """What a side of the output is brought to a multiple of: as often as VAE and U-Net halve it."""
+        return self.factor * int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """(1, tokens, width), what the U-Net attends to. Errors: ValueError for a prompt that needs a tokenizer that is not here."""
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt: {prompt!r}; a string, or one a picture, is needed")
+        stored = None if self.prompts is None else self.prompts(prompt)
+        if stored is not None:
+            return stored.to(self._execution_device, self.unet.dtype)
+        self._load_text()
+        if self.text_encoder is None or self.tokenizer is None:
+            what = "text_encoder" if self.text_encoder is None else "tokenizer"
+            kept = [] if self.prompts is None else list(self.prompts.config.prompts)
+            raise ValueError(
+                f"prompt: {prompt!r} needs a {what}, which this model lacks; one of {kept} is stored, and converting with "
+                "--base FOLDER (SD 2.1-base) adds what is missing"
+            )
+        tokens = self.tokenizer(
+            prompt, padding="max_length", max_length=self.text_encoder.config.max_position_embeddings, truncation=True
+        ).input_ids
+        return self.embed(torch.tensor([tokens]))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The text tower's output for tokens (batch, 77)."""
+        device = self._execution_device
+        text: Tensor = self.text_encoder(tokens.to(device)).last_hidden_state
+        return text.to(device, self.unet.dtype)
+
+    def preprocess(self, picture: Tensor, scale: float = 4, *, tile: int | None = None) -> Tensor:
+        """I in [0, 1], (batch, 3, round(height x scale), round(width x scale)), float32, of a picture in [0, 1]."""
+        size = [max(1, round(side * scale)) for side in picture.shape[-2:]]
+        larger = picture.to(self._execution_device, torch.float32)
+        if self.preprocessor is not None:
+            net, grows = self.preprocessor, self.preprocessor.config.scale
+            side = None if tile is None else max(16, tile // grows)
+
+            def run(x: Tensor) -> Tensor:
+                return net(x.to(net.dtype)).float()  # type: ignore[no-any-return]
+
+            larger = self._staged("preprocess", run, net, [larger], side, grows, 1)
+        larger = larger.clamp(0, 1) if larger is picture else larger.clamp_(0, 1)
+        if list(larger.shape[-2:]) != size:
+            larger = torch.nn.functional.interpolate(larger, size, mode="bicubic", antialias=True, align_corners=False)
+            larger.clamp_(0, 1)
+        return larger
+
+    def hint(self, reference: Tensor, *, tile: int | None = None) -> Tensor:
+        """The hint latent (batch, 4, height / 8, width / 8), float32, of I, whose sides are multiples of `multiple`."""
+        return self._mode(self._moments(self.hint_encoder, "hint", reference, tile))
+
+    def source(
+        self, reference: Tensor, source: str | Tensor = "mode", *, generator: Generators = None, tile: int | None = None
+    ) -> Tensor:
+        """x_hat0 (batch, 4, height / 8, width / 8), float32, of I.
+
+        source: "mode" of the VAE's posterior, as in training; "sample", as the release infers, with noise from the generator;
+        or the noise itself, a tensor in the shape of x_hat0.
+        """
+        return self._latent(self._moments(self.vae, "source", reference, tile), source, generator)
+
+    def denoiser(
+        self,
+        hint: Tensor,
+        context: Tensor,
+        negative: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        *,
+        conditioning_scale: float = 1.0,
+        tile: int | None = None,
+        progress: Callable[[], object] | None = None,
+    ) -> dosde.Denoiser:
+        """U-Net and ControlNet as a model for `dosde.solve`; with `negative`, guided: out(negative) + scale (out - out(negative))."""
+        guided = negative is not None and guidance_scale != 1
+        dtype, batch = self.unet.dtype, hint.shape[0]
+        context = context.expand(batch, -1, -1)
+        if guided:
+            assert negative is not None
+            context = torch.cat([negative.expand(batch, -1, -1), context])
+        hint = hint.to(dtype)
+        side = None if tile is None else tile // self.factor
+        steps = self.multiple // self.factor
+
+        def net(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
+            timestep = torch.full((), self.scheduler.model_time(t), dtype=torch.float32, device=x.device)
+
+            def whole(x: Tensor, hint: Tensor) -> Tensor:
+                if guided:
+                    x, hint = torch.cat([x, x]), torch.cat([hint, hint])
+                down, middle = self.controlnet(
+                    x,
+                    timestep,
+                    encoder_hidden_states=context,
+                    controlnet_cond=hint,
+                    conditioning_scale=conditioning_scale,
+                    return_dict=False,
+                )
+                out: Tensor = self.unet(
+                    x,
+                    timestep,
+                    encoder_hidden_states=context,
+                    down_block_additional_residuals=down,
+                    mid_block_additional_residual=middle,
+                    return_dict=False,
+                )[0]
+                out = out.float()
+                if guided:
+                    without, with_prompt = out.chunk(2)
+                    out = without + guidance_scale * (with_prompt - without)
+                if progress is not None:
+                    progress()
+                return out
+
+            return _in_tiles(whole, [x.to(dtype), hint], side, 1, steps)
+
+        return dosde.Denoiser(net, self.scheduler.process, predicts=self.scheduler.predicts)
+
+    def decode(self, latent: Tensor, *, tile: int | None = None) -> Tensor:
+        """The picture (batch, 3, height, width) of a latent, float32, about [0, 1] but not clamped."""
+
+        def run(z: Tensor) -> Tensor:
+            picture: Tensor = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]
+            return picture.float()
+
+        z = latent / self.vae.config.scaling_factor
+        side = None if tile is None else tile // self.factor
+        return self._staged("decode", run, self.vae, [z], side, self.factor, 1).add_(1).div_(2)
+
+    def fix_colour(self, picture: Tensor, reference: Tensor, how: str = "wavelet") -> Tensor:
+        """The picture in the colours of the reference: wavelet, adain or none. Not clamped."""
+        return colour.COLOUR_FIXES[how](picture, reference)
+
+    def _latent(self, moments: Tensor, source: str | Tensor, generator: Generators) -> Tensor:
+        mean, log_variance = moments.chunk(2, 1)
+        if isinstance(source, str) and source == "mode":
+            return self._mode(moments)
+        noise = as_noise(generator)(0.0, 0.0, mean) if isinstance(source, str) else source.to(mean)
+        x_hat0 = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
+        return x_hat0 * self.vae.config.scaling_factor
+
+    def _mode(self, moments: Tensor) -> Tensor:
+        return moments.chunk(2, 1)[0] * self.vae.config.scaling_factor
+
+    def _moments(self, encoder: torch.nn.Module, name: str, reference: Tensor, tile: int | None) -> Tensor:
+        """Mean and log variance of the posterior, joined, float32."""
+        if any(side % self.multiple for side in reference.shape[-2:]):
+            raise ValueError(
+                f"reference: {tuple(reference.shape)}; sides that are multiples of {self.multiple} are needed (`padded` makes them)"
+            )
+
+        def run(picture: Tensor) -> Tensor:
+            picture = (2 * picture - 1).to(encoder.dtype)
+            moments = encoder(picture) if encoder is self.hint_encoder else self.vae.encode(picture).latent_dist.parameters
+            return moments.float()  # type: ignore[no-any-return]
+
+        return self._staged(name, run, encoder, [reference], tile, Fraction(1, self.factor), self.factor)
+
+    def _staged(
+        self,
+        name: str,
+        run: Callable[..., Tensor],
+        module: torch.nn.Module,
+        inputs: Sequence[Tensor],
+        tile: int | None,
+        scale: int | Fraction,
+        multiple: int,
+    ) -> Tensor:
+        """A stage, in tiles, and again in a wider type where float16 overflows. Errors: ValueError for NaN or infinity."""
+        count = _tile_count(inputs[0], tile, multiple)
+        with self._bar(count, name, disable=count == 1) as bar:
+            out = _in_tiles(run, inputs, tile, scale, multiple, lambda *_: bar.update())
+        if out.isfinite().all():
+            return out
+        dtype = module.dtype
+        if dtype == torch.float16:
+            wide = out.device.type == "cpu" or (out.device.type == "cuda" and torch.cuda.is_bf16_supported())
+            module.to(torch.bfloat16 if wide else torch.float32)
+            warnings.warn(f"{name}: float16 overflows here; run in {str(module.dtype)[6:]} from now on", stacklevel=3)
+            return self._staged(name, run, module, inputs, tile, scale, multiple)
+        raise ValueError(f"{name}: NaN or infinity in its output ({str(dtype)[6:]}); are the weights whole?")
+
+    def _bar(self, total: int, name: str, disable: bool = False) -> Any:
+        """A progress bar, as `set_progress_bar_config` wants them."""
+        from tqdm import tqdm
+
+        config = {"desc": name, "leave": False, **getattr(self, "_progress_bar_config", {})}
+        return tqdm(total=total, **(config | {"disable": True} if disable else config))
+
+    # -- The whole --------------------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        picture: Tensor,
+        scale: float = 4,
+        source: str | Tensor = "mode",
+        *,
+        generator: Generators = None,
+        tiles: Tiles = Tiles(),  # noqa: B008
+    ) -> "Prepared":
+        """Everything before the solve, of pictures (batch, 3, height, width) in [0, 1]."""
+        reference = self.preprocess(picture, scale, tile=tiles.preprocess)
+        padded = mirrored(reference, self.multiple)
+        if self._one_encoder():
+            moments = self._moments(self.vae, "encode", padded, tiles.encode)
+            return Prepared(reference, self._mode(moments), self._latent(moments, source, generator))
+        hint = self.hint(padded, tile=tiles.encode)
+        return Prepared(reference, hint, self.source(padded, source, generator=generator, tile=tiles.encode))
+
+    def finish(self, x0: Tensor, reference: Tensor, color_fix: str = "wavelet", *, tile: int | None = None) -> Tensor:
+        """Everything after the solve: a picture in [0, 1] of the reference's shape, float32."""
+        height, width = reference.shape[-2:]
+        picture = self.decode(x0, tile=tile)[..., :height, :width]
+        return self.fix_colour(picture, reference, color_fix).clamp_(0, 1)
+
+    def _one_encoder(self) -> bool:
+        """Whether hint encoder and VAE hold equal weights (where fine-tuning starts), so that one pass serves both."""
+        theirs = self.vae.state_dict()
+        state = self.hint_encoder.state_dict()
+        versions = tuple((t.data_ptr(), t._version, theirs[name].data_ptr(), theirs[name]._version) for name, t in state.items())
+        if self._compared is None or self._compared[0] != versions:
+            self._compared = versions, all(torch.equal(tensor, theirs[name]) for name, tensor in state.items())
+        return self._compared[1]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        scale: float = 4,
+        num_inference_steps: int = 5,
+        order: int | None = 3,
+        guidance_scale: float = 1.0,
+        prompt: str | Sequence[str] = PROMPT,
+        negative_prompt: str = "",
+        generator: Generators = None,
+        color_fix: str = "wavelet",
+        source: str | Tensor = "mode",
+        tile: int | str | None = "auto",
+        max_memory: float | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        controlnet_conditioning_scale: float = 1.0,
+        method: dosde.method.Method | None = None,
+        grid: Any = None,
+        noise: Any = None,
+    ) -> Any:
+        """Upscales one picture or several.
+
+        image          a PIL image of any mode; an array (height, width[, channels]), uint8, uint16 or float in [0, 1]; a tensor
+                       ([batch,] channels, height, width), uint8 or float in [0, 1]; or a list of them, of any sizes.
+        scale          any positive number: the output has sides round(side x scale).
+        num_inference_steps, order   of `dosde.solve`; the order is at most the steps.
+        guidance_scale 1: without. Otherwise two passes, with negative_prompt as well.
+        prompt         one, or one a picture.
+        generator      a torch.Generator, or one a picture, which gets the noise that it would have alone.
+        color_fix      wavelet, adain or none.
+        source         "mode", as in training; "sample", as the release infers; or noise to sample with.
+        tile           "auto": as large as memory permits; a side in pixels of the output, or None for the picture whole.
+        max_memory     bytes that "auto" may use beside the weights. Default: 80% of what is free on the device.
+        output_type    "pil" (8 bits, cut off as the release does; grey and alpha as in the input), "np" (batch, height, width,
+                       3), "pt" (batch, 3, height, width), both in [0, 1], or "latent".
+        callback_on_step_end   (pipeline, step, timestep, {"latents": x}) after each step. Setting pipeline._interrupt ends the
+                       solve with the best estimate so far. Latents cannot be replaced.
+        method, grid, noise   of `dosde.solve`; default: the scheduler's. noise replaces the generator in the solve.
+
+        Returns ImagePipelineOutput(images), or (images,) unless return_dict; lists for "pil", and for pictures of several sizes.
+        Errors: ValueError or TypeError before any work.
+        """
+        pictures = _pictures(image)
+        steps = num_inference_steps
+        self._check(scale, steps, order, color_fix, source, output_type, callback_on_step_end)
+        for name, given in (("prompt", prompt), ("generator", generator)):
+            if isinstance(given, Sequence) and not isinstance(given, str) and len(given) != len(pictures):
+                raise ValueError(f"{name}: {len(given)} of them; one, or {len(pictures)} (one a picture), is needed")
+        self._interrupt = False
+        guided = guidance_scale != 1
+        embedded = [
+            self.encode_prompt(p) if prompt_embeds is None else prompt_embeds
+            for p in ([prompt] if isinstance(prompt, str) else prompt)
+        ]
+        negative = None
+        if guided:
+            negative = self.encode_prompt(negative_prompt) if negative_prompt_embeds is None else negative_prompt_embeds
+        order = order if order is None else min(order, steps)
+        results: list[Tensor] = []
+        for first, last in _runs([p.colour.shape[-2:] for p in pictures]):
+            rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
+            own = generator[first:last] if isinstance(generator, Sequence) else generator
+            context = torch.cat(embedded if len(embedded) == 1 else embedded[first:last])
+            tiles = memory.tiles(self, rgb.shape, scale, tile, max_memory, guided)
+            made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
+            passes = _tile_count(made.x_hat0, tiles.solve and tiles.solve // self.factor, self.multiple // self.factor)
+            with self._bar(steps * passes, "solve") as bar:
+                model = self.denoiser(
+                    made.hint,
+                    context,
+                    negative,
+                    guidance_scale,
+                    conditioning_scale=controlnet_conditioning_scale,
+                    tile=tiles.solve,
+                    progress=bar.update,
+                )
+                x0 = self._solve(
+                    model,
+                    made.x_hat0,
+                    steps,
+                    order,
+                    callback_on_step_end,
+                    method=method or self.scheduler.method,
+                    grid=self.scheduler.times(steps) if grid is None else grid,
+                    noise=own if noise is None else noise,
+                )
+            if output_type == "latent":
+                results += x0.split(1)
+            else:
+                results += self.finish(x0, made.reference, color_fix, tile=tiles.decode).split(1)
+        self.maybe_free_model_hooks()
+        images_out = _output(results, pictures, output_type)
+        return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
+
+    def _solve(
+        self,
+        model: dosde.Denoiser,
+        x_hat0: Tensor,
+        steps: int,
+        order: int | None,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None,
+        **how: Any,
+    ) -> Tensor:
+        """`dosde.solve`, with diffusers' callback: it gets the state after a step, which `solve` shows at the next one."""
+        before: list[float] = []
+
+        def report(latents: Tensor) -> None:
+            if callback_on_step_end is None:
+                return
+            answer = callback_on_step_end(self, len(before) - 1, self.scheduler.model_time(before[-1]), {"latents": latents})
+            if isinstance(answer, dict) and answer.get("latents", latents) is not latents:
+                raise ValueError("callback_on_step_end: returned other latents; they cannot be replaced (set pipeline._interrupt to stop)")
+
+        def each(step: int, t: Tensor, x: Tensor, x_theta: Tensor) -> None:
+            if before:
+                report(x)
+            before.append(float(t))
+            if self._interrupt:
+                raise _Interrupted(x_theta)
+
+        try:
+            x0 = dosde.solve(model, x_hat0, steps, order, callback=each, **how)
+        except _Interrupted as stopped:
+            return stopped.x_theta
+        report(x0)
+        return x0
+
+    def _check(
+        self, scale: float, steps: int, order: int | None, color_fix: str, source: Any, output_type: str, callback: Any
+    ) -> None:
+        if not isinstance(scale, int | float) or not 0 < scale <= 64:
+            raise ValueError(f"scale: {scale!r}; a number above 0, up to 64, is needed")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"num_inference_steps: {steps!r}; a positive integer is needed")
+        if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
+            raise ValueError(f"order: {order!r}; a positive integer, or None, is needed")
+        if color_fix not in colour.COLOUR_FIXES:
+            raise ValueError(f"color_fix: {color_fix!r}; one of {', '.join(colour.COLOUR_FIXES)} is needed")
+        if not isinstance(source, Tensor) and source not in ("mode", "sample"):
+            raise ValueError(f"source: {source!r}; 'mode', 'sample', or noise in the shape of x_hat0, is needed")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type: {output_type!r}; one of pil, np, pt, latent is needed")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback_on_step_end: {callback!r}; a function is needed")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a solve needs of a picture: I, the hint latent, x_hat0."""
+
+    reference: Tensor
+    hint: Tensor
+    x_hat0: Tensor
+
+
+class _Interrupted(Exception):  # noqa: N818
+    def __init__(self, x_theta: Tensor) -> None:
+        super().__init__()
+        self.x_theta = x_theta
+
+
+def mirrored(picture: Tensor, multiple: int) -> Tensor:
+    """Continued to the right and below by mirroring, as often as it takes, to sides that are multiples."""
+    for axis in (-2, -1):
+        side = picture.shape[axis]
+        if side % multiple:
+            index = torch.arange(-(-side // multiple) * multiple, device=picture.device) % (2 * side)
+            picture = picture.index_select(axis, torch.where(index < side, index, 2 * side - 1 - index))
+    return picture
+
+
+def _runs(sizes: Sequence[Any]) -> list[tuple[int, int]]:
+    """First and last + 1 of each run of equal sizes."""
+    starts = [i for i, size in enumerate(sizes) if i == 0 or size != sizes[i - 1]]
+    return list(zip(starts, [*starts[1:], len(sizes)], strict=True))
+
+
+def _overlap(tile: int, multiple: int) -> int:
+    """A quarter of the tile, of which the middle half is blended."""
+    return max(multiple, tile // (4 * multiple) * multiple)
+
+
+def _in_tiles(
+    run: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    tile: int | None,
+    scale: int | Fraction,
+    multiple: int,
+    progress: Callable[[], object] | None = None,
+) -> Tensor:
+    if tile is None:
+        out = run(*inputs)
+        if progress is not None:
+            progress()
+        return out
+    return tiled(run, inputs, tile, _overlap(tile, multiple), scale, multiple, progress)
+
+
+def _tile_count(like: Tensor, tile: int | None, multiple: int) -> int:
+    return 1 if tile is None else len(boxes(*like.shape[-2:], tile, _overlap(tile, multiple), multiple))
+
+
+def _pictures(image: Any) -> list[images.Picture]:
+    """One picture an element. Errors: TypeError, ValueError."""
+    if isinstance(image, list | tuple):
+        if not image:
+            raise ValueError("image: an empty list; at least one picture is needed")
+        return [picture for one in image for picture in _pictures(one)]
+    if isinstance(image, Tensor | np.ndarray):
+        return images.of_array(image)
+    from PIL.Image import Image
+
+    if isinstance(image, Image):
+        return [images.of_pil(image)]
+    raise TypeError(f"image: {type(image).__name__}; a PIL image, an array, a tensor, or a list of them, is needed")
+
+
+def _output(results: list[Tensor], pictures: list[images.Picture], output_type: str) -> Any:
+    if output_type == "pil":
+        return [images.to_pil(result.cpu(), picture) for result, picture in zip(results, pictures, strict=True)]
+    if output_type == "np":
+        arrays = [result.permute(0, 2, 3, 1).cpu().numpy() for result in results]
+        return np.concatenate(arrays) if len({a.shape for a in arrays}) == 1 else [a[0] for a in arrays]
+    return torch.cat(results) if len({r.shape for r in results}) == 1 else [r[0] for r in results]
