@@ -164,7 +164,15 @@ def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> nn.Mo
     """The module of a component with its tensors, for inference."""
     module = empty(component, config)
     module.load_state_dict(tensors, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
+    return aligned(module.eval().requires_grad_(False))
+
+
+def aligned(module: nn.Module) -> nn.Module:
+    """The same, with weights at addresses of their own: BLAS rounds otherwise where a mapped file puts them elsewhere."""
+    for parameter in module.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+    return module
 
 
 def files_of(folder: Path, component: str) -> list[Path]:

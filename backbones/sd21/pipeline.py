@@ -99,6 +99,9 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         with folders.one_line_errors(folder):
             pipe: DoSSRPipeline = super().from_pretrained(str(folder), **later, **how)
         pipe._folder = folder
+        for module in pipe.components.values():
+            if isinstance(module, torch.nn.Module):
+                checkpoint.aligned(module)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **how: Any) -> None:
