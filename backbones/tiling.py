@@ -2,17 +2,17 @@
 
     out = sum_k w_k function(tile_k),   sum_k w_k = 1,   w_k(y, x) = w_k(y) w_k(x)
 
-Along an axis the tiles lie evenly, each overlapping the next by `overlap` or more. Across the overlap of tiles k - 1 and k a ramp
-U_k rises from 0 to 1, and w_k = U_k - U_{k+1} with U_0 = 1 and U = 0 behind the last tile: it telescopes, so nothing has to be
-normalised. U_k is 0 on the first quarter of the overlap and 1 on the last one, so pixels that see the inner border of a tile have
-no weight: a function that looks no further than overlap/4 pixels to each side gives what it gives of the whole picture. Between,
-U(s) = 1 / (1 + exp(1/s - 1/(1 - s))), all of whose derivatives vanish at both ends. At the borders of the picture there is no ramp.
+Along an axis the tiles lie evenly, each overlapping the next by `overlap` or more. Across the overlap of tiles k - 1 and k a
+ramp U_k rises from 0 to 1, and w_k = U_k - U_{k+1}, with U = 1 before the first tile and 0 behind the last: it telescopes, so
+nothing has to be normalised. U_k is 0 on the first quarter of the overlap and 1 on the last one, so what is near the inner
+border of a tile has no weight: a function that looks no further than overlap/4 pixels to each side gives what it gives untiled.
+Between, U(s) = 1 / (1 + exp(1/s - 1/(1 - s))), whose derivatives all vanish at both ends. A picture's borders have no ramp.
 """
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from math import ceil, floor
 from typing import NamedTuple
 
@@ -29,39 +29,48 @@ def tiled(
     multiple: int = 1,
     progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
-    """function(*inputs), called on one tile at a time; function(*inputs) itself where one tile covers the picture.
+    """function(*inputs), called on one tile at a time; on the inputs themselves where one tile covers the picture.
 
-    inputs: (..., height, width), of one height and width, cropped alike. tile, overlap: in pixels of the inputs; a side not larger
-    than tile is not cut. scale: a side of the output over that of the input: 8 for a decoder, Fraction(1, 8) for its encoder.
-    multiple: of which tile, overlap and the sides are multiples, and at which tiles begin. progress(done, count), after each tile.
-    The result has the function's dtype, and is summed in float32 at least; gradients pass. Errors: ValueError for sizes that do not
-    fit, and where the function returns another size than scale says.
+    inputs: (..., height, width), of one height and width, cropped alike. tile, overlap: in pixels of the inputs; a side that is
+    not larger than tile is not cut. scale: a side of the output over that of the input, 8 for a decoder, Fraction(1, 8) for an
+    encoder. multiple: what tile, overlap and the sides are multiples of, and the corners of the tiles. progress(done, count)
+    follows each tile. The result has the function's dtype and is summed in float32 or better; gradients pass.
+
+    Errors: ValueError for sizes that do not fit, and where the function returns another size than scale says.
     """
     scale = Fraction(scale)
     if not inputs or any(x.ndim < 2 or x.shape[-2:] != inputs[0].shape[-2:] for x in inputs):
-        shapes = [tuple(x.shape) for x in inputs]
-        raise ValueError(f"inputs: shapes {shapes}; one or more (..., height, width) of the same height and width are needed")
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ValueError(
+            f"inputs: shapes {shapes or 'none'}; one or more (..., height, width) of one height and width are needed"
+        )
     height, width = inputs[0].shape[-2:]
     rows, columns = _axis(height, tile, overlap, multiple, scale), _axis(width, tile, overlap, multiple, scale)
-    count = len(rows) * len(columns)
-    out = None
-    for done, (row, column) in enumerate(product(rows, columns), 1):
-        part = function(*inputs) if count == 1 else function(*(x[..., row.tile, column.tile].contiguous() for x in inputs))
-        size = tuple(int(scale * (s.stop - s.start)) for s in (row.tile, column.tile))
+    size = tuple(int(scale * (span[0].tile.stop - span[0].tile.start)) for span in (rows, columns))
+
+    def called(*crops: Tensor) -> Tensor:
+        part = function(*crops)
         if part.shape[-2:] != size:
-            raise ValueError(
-                f"function: a tile became {tuple(part.shape)}; height and width {size} are needed, scale is {scale}"
-            )
-        if count > 1:
-            sum_dtype = torch.promote_types(part.dtype, torch.float32)
-            if out is None:
-                dtype = part.dtype
-                out = part.new_zeros(*part.shape[:-2], int(scale * height), int(scale * width), dtype=sum_dtype)
-            weight = (row.weight[:, None] * column.weight).to(out)
-            out[..., row.out, column.out].addcmul_(part[..., row.part, column.part].to(sum_dtype), weight)
+            raise ValueError(f"function: returned {tuple(part.shape)}; height and width {size} are needed, as scale is {scale}")
+        return part
+
+    count = len(rows) * len(columns)
+    if count == 1:
+        out = called(*inputs)
+        if progress is not None:
+            progress(1, 1)
+        return out
+    for done, (row, column) in enumerate(product(rows, columns), 1):
+        part = called(*(x[..., row.tile, column.tile].contiguous() for x in inputs))
+        if done == 1:
+            dtype, sum_dtype = part.dtype, torch.promote_types(part.dtype, torch.float32)
+            out = part.new_zeros(*part.shape[:-2], int(scale * height), int(scale * width), dtype=sum_dtype)
+        weight = row.weight.to(out)[:, None] * column.weight.to(out)
+        out[..., row.out, column.out].addcmul_(part[..., row.part, column.part].to(sum_dtype), weight)
+        del part  # before the next one is made
         if progress is not None:
             progress(done, count)
-    return part if out is None else out.to(dtype)
+    return out.to(dtype)
 
 
 def boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[tuple[slice, slice]]:
@@ -69,7 +78,7 @@ def boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -
 
     Errors: ValueError for tile < 1, overlap outside [0, tile), and what is no multiple of `multiple`.
     """
-    rows, columns = (_axis(side, tile, overlap, multiple, Fraction(multiple, multiple or 1)) for side in (height, width))
+    rows, columns = (_axis(side, tile, overlap, multiple, Fraction(1)) for side in (height, width))
     return [(row.tile, column.tile) for row, column in product(rows, columns)]
 
 
@@ -103,12 +112,12 @@ def _axis(size: int, tile: int, overlap: int, multiple: int, scale: Fraction) ->
     spans = []
     for k, start in enumerate(starts):
         begin, end = int(scale * start), int(scale * (start + length))
-        centres = torch.arange(begin, end, dtype=torch.float64) + 0.5
+        centres = torch.arange(begin, end, dtype=torch.float64, device="cpu") + 0.5
         rise = ramps[k - 1](centres) if k else torch.ones_like(centres)
         fall = ramps[k](centres) if k < gaps else torch.zeros_like(centres)
         weight = rise - fall
         used = weight.nonzero()
-        first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+        first, last = int(used[0]), int(used[-1]) + 1
         out = slice(begin + first, begin + last)
         spans.append(_Span(slice(start, start + length), slice(first, last), out, weight[first:last]))
     return tuple(spans)
@@ -116,7 +125,7 @@ def _axis(size: int, tile: int, overlap: int, multiple: int, scale: Fraction) ->
 
 def _overlaps(starts: list[int], length: int) -> list[tuple[int, int]]:
     """Where each tile begins and the one before it ends."""
-    return [(start, before + length) for before, start in zip(starts, starts[1:], strict=False)]
+    return [(start, before + length) for before, start in pairwise(starts)]
 
 
 def _ramp(begin: Fraction, end: Fraction) -> Callable[[Tensor], Tensor]:
