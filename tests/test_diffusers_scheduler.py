@@ -96,7 +96,7 @@ CONFIGS = {
 KINDS = ["x0", "vp_eps", "v", "eps"]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+@pytest.mark.parametrize("steps", [1, 3, 6])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_loop_is_solve(name, steps):
     for kind in KINDS if name in ("the default", "none") else ["vp_eps"]:
@@ -369,7 +369,7 @@ def pipeline(kind, s, unet):
     return made
 
 
-@pytest.mark.parametrize("name", ["the default", "few_step", "none", "ode, corrected", "dos, uniform"])
+@pytest.mark.parametrize("name", ["the default", "few_step", "none", "ode, corrected"])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
