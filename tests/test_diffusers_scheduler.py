@@ -96,7 +96,7 @@ CONFIGS = {
 KINDS = ["x0", "vp_eps", "v", "eps"]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+@pytest.mark.parametrize("steps", [1, 3, 6])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_loop_is_solve(name, steps):
     for kind in KINDS if name in ("the default", "none") else ["vp_eps"]:
@@ -161,7 +161,7 @@ def test_outputs_that_are_overwritten_do_not_matter():
     s, x_hat0, buffer = scheduler(solver="ode", prediction_type="x0"), randn(1, 4), torch.empty(1, 4)
     expected = solved(s, x_hat0, 5, generators("one"))
     s.set_timesteps(5, x_hat0=x_hat0)
-    x = s.start(randn(1, 4, seed=3) if False else torch.randn(1, 4, generator=generators("one")))
+    x = s.start(torch.randn(1, 4, generator=generators("one")))
     for t in s.timesteps:
         buffer.copy_(net(x, x_hat0, t))
         out = s.step(buffer, t, x)
@@ -209,7 +209,7 @@ def test_trajectories_of_the_released_code(order, steps):
     x, states, estimates = s.start(next(noise)), [], []
     for t in s.timesteps:
         states.append(x)
-        output = torch.tanh(0.3 * x + 0.1 * x_hat0) + 0.01 * t / 1000
+        output = torch.tanh(0.3 * x + 0.1 * x_hat0) + 0.01 * int(t) / 1000
         x, estimate = s.step(output, t, x, variance_noise=next(noise), return_dict=False)
         estimates.append(estimate)
     recorded = f"f64/o{min(order, steps)}/s{steps}/"
@@ -256,7 +256,7 @@ def test_the_noise_schedule_is_theirs():
 def test_without_a_shift_it_is_ddim(solver, order, eta):
     """Both of their ends: eta = 0 is the ODE, eta = 1 the SDE and the chain, of order 1."""
     theirs = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    ours = DoSDEScheduler.from_config(theirs.config, **NONE, solver=solver, solver_order=order)
+    ours = scheduler(**NONE, solver=solver, solver_order=order, timestep_spacing="leading", steps_offset=0)
     theirs.set_timesteps(10)
     ours.set_timesteps(10)
     x = y = ours.start(randn(1, 4))
@@ -369,7 +369,7 @@ def pipeline(kind, s, unet):
     return made
 
 
-@pytest.mark.parametrize("name", ["the default", "few_step", "none", "ode, corrected", "dos, uniform"])
+@pytest.mark.parametrize("name", ["the default", "few_step", "none", "ode, corrected"])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
@@ -437,7 +437,9 @@ def test_a_pipeline_with_it_is_saved_and_loaded(tmp_path):
     pytest.importorskip("transformers")
     made = pipeline(diffusers.StableDiffusionImg2ImgPipeline, scheduler(**FEW, t1=0.4), tiny_unet())
     made.save_pretrained(tmp_path)
-    again = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path, safety_checker=None)
+    again = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(
+        tmp_path, text_encoder=None, tokenizer=None, safety_checker=None
+    )
     assert isinstance(again.scheduler, DoSDEScheduler)
     assert again.scheduler.config.t1 == 0.4
     assert again.scheduler.config.solver == "few_step"
@@ -574,9 +576,9 @@ def test_a_step_that_fails_changes_nothing():
     g = generators("one")
     x = s.start(torch.randn(2, 4, generator=g))
     for t in s.timesteps:
-        for wrong in (lambda t=t: s.step(x[:1], t, x), lambda t=t: s.step(x, t, x, [g]), lambda: s.step(x, 999, x)):
+        for output, timestep, noise in ((x[:1], t, g), (x, t, [g]), (x, 999, g)):
             with pytest.raises(ValueError, match=r"model_output|generators|timestep"):
-                wrong()
+                s.step(output, timestep, x, noise)
         x = s.step(net(x, x_hat0, t), t, x, g).prev_sample
     assert torch.equal(x, solved(s, x_hat0, 3, generators("one")))
 
