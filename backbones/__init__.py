@@ -13,32 +13,45 @@ from torch import Tensor
 import dosde
 from dosde.solve import Model
 
-NAMES = ("gaussian",)
+NAMES = ("gaussian", "sd21")
 
 
 class Backbone(Protocol):
     """What upscales pictures. Pictures are (batch, channels, height, width) in [0, 1], with 1 or 3 channels."""
 
+    least_scale: float
+    """Scales above it are possible, and it itself, if it is above 0."""
+
     @property
     def process(self) -> dosde.Process:
         """The process that its model was made for."""
 
-    def encode(self, picture: Tensor, scale: float) -> tuple[Tensor, Any]:
-        """x_hat0, and whatever `denoiser` needs to know of the picture."""
+    def grid(self, process: dosde.Process, steps: int) -> Tensor:
+        """The times that suit its model."""
+
+    def encode(self, picture: Tensor, scale: float, noise: Any = None) -> tuple[Tensor, Any]:
+        """x_hat0, and whatever the rest needs to know of the picture. noise: for a source that is drawn, before the solve."""
 
     def denoiser(self, conditioning: Any) -> Model:
         """(x, x_hat0, t) -> x_theta for this picture."""
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0: Tensor, conditioning: Any) -> Tensor:
         """The picture of x0."""
 
 
-def load(name: str) -> Backbone:
-    """A backbone by name. Errors: ValueError for another name than one of `NAMES`."""
+def load(name: str, **options: Any) -> Backbone:
+    """A backbone by name; options of `sd21`: those of `backbones.sd21.backbone.load`, of which `weights` is needed.
+
+    Errors: ValueError for another name than one of `NAMES`, and where the weights cannot be loaded.
+    """
     if name == "gaussian":
         from .photo import StationaryGaussian
 
-        return StationaryGaussian()
+        return StationaryGaussian(**options)
+    if name == "sd21":
+        from .sd21 import backbone
+
+        return backbone.load(**options)
     raise ValueError(f"backbone: {name!r}; one of {', '.join(NAMES)}")
 
 
@@ -53,7 +66,9 @@ def upscale(
     **how: Any,
 ) -> Tensor:
     """The picture, `scale` times as large, in `steps` model calls. `how`: method, grid, callback, progress of `dosde.solve`."""
-    x_hat0, conditioning = backbone.encode(picture, scale)
-    model = backbone.denoiser(conditioning)
-    x0 = dosde.solve(model, x_hat0, steps, order, process=backbone.process, noise=noise, **how)
-    return backbone.decode(x0)
+    with torch.no_grad():
+        x_hat0, conditioning = backbone.encode(picture, scale, noise)
+        model = backbone.denoiser(conditioning)
+        how = {"grid": backbone.grid, **how}
+        x0 = dosde.solve(model, x_hat0, steps, order, process=backbone.process, noise=noise, **how)
+        return backbone.decode(x0, conditioning)

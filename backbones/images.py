@@ -91,7 +91,8 @@ def of_array(array: Array | Tensor) -> list[Picture]:
     planes = planes.clamp(0, 1)
     count = planes.shape[1]
     return [
-        Picture(p[:, :-1], p[:, -1:], 8, None) if count in (2, 4) else Picture(p, None, 8, None) for p in planes.split(1)
+        Picture(p[:, :-1], p[:, -1:], 8, None) if count in (2, 4) else Picture(p, None, 8, None)
+        for p in planes.chunk(len(planes))
     ]
 
 

@@ -39,7 +39,13 @@ class StationaryGaussian:
         default_factory=lambda: dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
     )
 
-    def encode(self, picture: Tensor, scale: float) -> tuple[Tensor, gaussian.Gaussian]:
+    least_scale = 1.0
+
+    def grid(self, process: dosde.Process, steps: int) -> Tensor:
+        """Uniform in t."""
+        return dosde.grid.uniform(process, steps)
+
+    def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, gaussian.Gaussian]:
         """x_hat0, the picture interpolated by its own modes, and the posterior of x0. Errors: ValueError for a wrong shape."""
         if picture.ndim != 4 or picture.shape[1] not in (1, 3) or picture.numel() == 0:
             raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, 1 or 3, height, width) is needed")
@@ -79,7 +85,7 @@ class StationaryGaussian:
         """The exact x_theta of the posterior."""
         return conditioning.model(self.process)
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0: Tensor, conditioning: object = None) -> Tensor:
         """Back from opponent colours and [-1, 1], clamped to [0, 1]."""
         return ((_from_opponent(x0) + 1) / 2).clamp(0, 1)
 

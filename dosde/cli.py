@@ -1,4 +1,4 @@
-"""The command line: `dosde upscale INPUT... -o OUT`.
+"""The command line: `dosde upscale INPUT... -o OUT`, `dosde convert CHECKPOINT -o FOLDER`.
 
 Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done), 2 a wrong argument (nothing is done),
 130 stopped by the keyboard.
@@ -29,6 +29,12 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
     "resshift": (method.resshift, 1),
 }
 _NEEDS_IMAGES = "dosde upscale needs the extra 'images' (in the repository: pip install '.[images]')"
+_NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
+# Options of upscale that the backbone sd21 alone has, as its `load` names them.
+_SD21 = (
+    *("weights", "prompt", "negative_prompt", "guidance_scale", "color_fix", "source", "tile", "max_memory"),
+    *("dtype", "device"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,10 +72,71 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     upscale.add_argument("--method", choices=METHODS, default="dos", help="solver (default: dos, the paper's)")
     upscale.add_argument("--seed", type=int, default=0, help="of the noise; each picture has it afresh (default: 0)")
-    upscale.add_argument("--backbone", default="gaussian", metavar="NAME", help="the model (default: gaussian)")
+    upscale.add_argument(
+        "--backbone", metavar="NAME", help="the model: gaussian, or sd21 (default: gaussian, sd21 with --weights)"
+    )
     upscale.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
+    _add_sd21(upscale.add_argument_group("the backbone sd21 (DoSSR: SD 2.1 with a ControlNet)").add_argument)
     upscale.set_defaults(run=lambda arguments: _upscale(arguments, upscale.error))
+    convert = commands.add_parser(
+        "convert",
+        help="weights of DoSSR or DiffBIR: released checkpoint to diffusers folder, and back",
+        description="Convert a checkpoint in the released layout (dossr_default.ckpt, DiffBIR v1; .ckpt or .safetensors) to a "
+        "folder in diffusers' layout, or such a folder to a checkpoint: a round trip is exact. Without CHECKPOINT, build the "
+        "folder where fine-tuning starts from --base and --preprocessor.",
+    )
+    convert.add_argument("checkpoint", nargs="?", type=_path, metavar="CHECKPOINT", help="a file, or a folder to convert back")
+    convert.add_argument(
+        "-o", "--out", type=_path, required=True, metavar="OUT", help="a folder, or a .safetensors or .ckpt file for a folder"
+    )
+    convert.add_argument(
+        "--base", metavar="FOLDER", help="SD 2.1-base in diffusers' layout: tokenizer, and what CHECKPOINT lacks"
+    )
+    convert.add_argument(
+        "--preprocessor", type=_path, metavar="FILE", help="an RRDBNet (Real-ESRGAN, BSRGAN, LDL: .pth, .safetensors)"
+    )
+    convert.add_argument(
+        "--original-config", type=_path, metavar="YAML", help="the release's, for num_head_channels (default: 64)"
+    )
+    convert.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as in CHECKPOINT)"
+    )
+    convert.set_defaults(run=lambda arguments: _convert(arguments, convert.error))
     return parser
+
+
+def _add_sd21(add: Callable[..., object]) -> None:
+    """Defaults are those of `backbones.sd21.backbone.load`, so that a given option is known from one left out."""
+    add("--weights", metavar="FOLDER", help="written by `dosde convert`, or a checkpoint in the released layout")
+    add("--prompt", help="default: the release's, 'clean, high-resolution, 8k'")
+    add("--negative-prompt", metavar="PROMPT", help="for a guidance other than 1 (default: empty)")
+    add("--guidance", dest="guidance_scale", type=float, metavar="SCALE", help="1: none, half the work (default)")
+    add("--color-fix", choices=("wavelet", "adain", "none"), help="default: wavelet")
+    add("--source", choices=("mode", "sample"), help="x_hat0: mode of the VAE's posterior, or a sample (default: mode)")
+    add("--tile", type=_tile, metavar="PIXELS", help="side of the tiles in the output, 'auto' or 'none' (default: auto)")
+    add(
+        "--max-memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="for auto tiles, such as 6G, beside the weights (default: 80%% of what is free)",
+    )
+    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), help="default: bfloat16 on a GPU, float32 on the CPU")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+
+
+def _tile(text: str) -> int | str:
+    return text if text in ("auto", "none") else int(text)
+
+
+def _bytes(text: str) -> float:
+    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+    number, unit = text.lower().removesuffix("b").removesuffix("i"), ""
+    if number[-1:] in units:
+        number, unit = number[:-1], number[-1:]
+    size = float(number) * units[unit]
+    if not 0 < size < float("inf"):
+        raise ValueError
+    return size
 
 
 def _path(name: str) -> Path:
@@ -82,8 +149,8 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     how, most = METHODS[arguments.method]
     steps, limit = arguments.steps, arguments.steps if most is None else min(most, arguments.steps)
     order = arguments.order if arguments.order is not None else min(3, limit)
-    if not 1 <= arguments.scale <= 64:
-        fail(f"--scale: {arguments.scale:g}; a number from 1 to 64 is needed")
+    if not 0 < arguments.scale <= 64:
+        fail(f"--scale: {arguments.scale:g}; a number above 0, up to 64, is needed")
     if steps < 1:
         fail(f"--steps: {steps}; a positive number is needed")
     if not 1 <= order <= limit:
@@ -98,14 +165,28 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
         from backbones import images
     except ImportError as error:
         fail(f"{_NEEDS_IMAGES} ({error})")
-    try:
-        backbone = backbones.load(arguments.backbone)
-    except ValueError as error:
-        fail(f"--{error}")
+    name, options = _options(arguments, fail)
     try:
         jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, images.SUFFIXES, fail)
     except OSError as error:
         fail(f"INPUT, --out: {error}")
+    if name == "sd21":
+        options["progress"] = len(jobs) == 1
+    try:
+        backbone = backbones.load(name, **options)
+    except ImportError as error:
+        fail(f"{_NEEDS_SD21} ({error})")
+    except ValueError as error:
+        fail(f"--{error}".replace("_", "-", 1) if str(error)[:1].islower() else str(error))
+    if arguments.scale < backbone.least_scale:
+        fail(f"--scale: {arguments.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {name}")
+    folder = jobs[0][1].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out: {error}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fail(f"--out: {folder}; a folder that can be written to is needed")
     warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
 
     kept, failed, start = 0, [], time.perf_counter()
@@ -128,6 +209,20 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     done = len(jobs) - kept - len(failed)
     print(f"{done} written, {kept} kept, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
     return 1 if failed else 0
+
+
+def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[str, dict[str, object]]:
+    """The backbone, and its options: those that were given."""
+    given = {option: value for option in _SD21 if (value := getattr(arguments, option, None)) is not None}
+    if given.get("tile") == "none":
+        given["tile"] = None
+    name = arguments.backbone or ("sd21" if "weights" in given else "gaussian")
+    if name != "sd21" and given:
+        option = next(iter(given)).replace("_scale", "").replace("_", "-")
+        fail(f"--{option}: needs --backbone sd21, and the backbone is {name}")
+    if name == "sd21" and "weights" not in given:
+        fail("--weights: none; the backbone sd21 needs a folder written by `dosde convert`")
+    return name, given
 
 
 def _jobs(
@@ -168,10 +263,6 @@ def _jobs(
     for source, target in zip(sources, targets, strict=True):
         if target.exists() and source.exists() and source.samefile(target):
             fail(f"--out: {target}; it is the input itself")
-    folder = targets[0].parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fail(f"--out: {folder}; a folder that can be written to is needed")
     return list(zip(sources, targets, strict=True))
 
 
@@ -199,3 +290,32 @@ def _one(
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"
+
+
+def _convert(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    source, out = arguments.checkpoint, arguments.out
+    try:
+        from backbones.sd21 import convert
+    except ImportError as error:
+        fail(f"{_NEEDS_SD21} ({error})")
+    try:
+        if source is not None and source.is_dir():
+            for option in ("base", "preprocessor", "original_config", "dtype"):
+                if getattr(arguments, option) is not None:
+                    fail(f"--{option.replace('_', '-')}: only for a conversion to a folder, and CHECKPOINT is a folder")
+            convert.to_checkpoint(source, out)
+        else:
+            convert.check_out(out)
+            if source is not None:
+                made = convert.parts_of_checkpoint(source, arguments.original_config, arguments.preprocessor, arguments.base)
+            elif arguments.base is None or arguments.preprocessor is None:
+                fail("CHECKPOINT: none; one is needed, or --base and --preprocessor, to start fine-tuning from")
+            else:
+                made = convert.start(arguments.base, arguments.preprocessor)
+            dtype = None if arguments.dtype is None else convert.DTYPES[arguments.dtype]
+            convert.to_folder(made, out, dtype=dtype, tokenizer=convert.tokenizer_folder(arguments.base))
+    except (ValueError, OSError) as error:
+        print(f"dosde convert: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"wrote   {out}")
+    return 0

@@ -44,7 +44,8 @@ def _safetensors(path: Path) -> Tensors:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: Tensors = load_file(path)
+        return tensors
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"checkpoint: {path} is no whole safetensors file ({_line(error)})") from None
 
@@ -125,7 +126,7 @@ def to_released(tensors: Mapping[str, Tensors], unused: Mapping[str, Tensor]) ->
     return released
 
 
-def empty(component: str, config: Mapping[str, Any]) -> nn.Module:
+def empty(component: str, config: Mapping[str, Any]) -> Any:
     """The module of a component, its parameters on the meta device."""
     import logging
 
@@ -138,7 +139,7 @@ def empty(component: str, config: Mapping[str, Any]) -> nn.Module:
 
     with init_empty_weights(include_buffers=False), _quiet(logging.getLogger("transformers")):
         if component == "text_encoder":
-            return CLIPTextModel(CLIPTextConfig(**config))  # type: ignore[no-any-return]
+            return CLIPTextModel(CLIPTextConfig(**config))
         classes = {
             "unet": UNet2DConditionModel,
             "controlnet": LatentControlNet,
@@ -147,7 +148,7 @@ def empty(component: str, config: Mapping[str, Any]) -> nn.Module:
             "preprocessor": RRDBNet,
             "prompts": PromptEmbeddings,
         }
-        return classes[component](**config)  # type: ignore[no-any-return]
+        return classes[component](**config)
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def _quiet(logger: Any) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> nn.Module:
+def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> Any:
     """The module of a component with its tensors, for inference."""
     module = empty(component, config)
     module.load_state_dict(tensors, strict=True, assign=True)
@@ -178,7 +179,11 @@ def aligned(module: nn.Module) -> nn.Module:
 def files_of(folder: Path, component: str) -> list[Path]:
     """The files with the weights of a component in a diffusers folder. Errors: ValueError where one is not there."""
     place = folder / component
-    for stem, ending in (("diffusion_pytorch_model", "safetensors"), ("model", "safetensors"), ("diffusion_pytorch_model", "bin")):
+    for stem, ending in (
+        ("diffusion_pytorch_model", "safetensors"),
+        ("model", "safetensors"),
+        ("diffusion_pytorch_model", "bin"),
+    ):
         index = place / f"{stem}.{ending}.index.json"
         files = [place / f"{stem}.{ending}"]
         if index.is_file():

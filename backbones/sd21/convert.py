@@ -37,8 +37,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
 
     from dosde.interop.diffusers import DoSDEScheduler
 
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"--out: {folder}; it exists and is not an empty folder")
+    check_out(folder)
     index: dict[str, Any] = {
         "_class_name": "DoSSRPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -68,6 +67,14 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
         if parts.unused:
             folders.write_unused(place, parts.unused)
         folders.write_json(place / "model_index.json", index)
+
+
+def check_out(folder: Path) -> None:
+    """Errors: ValueError unless a folder can be made there."""
+    if folder.suffix in checkpoint.SUFFIXES:
+        raise ValueError(f"--out: {folder}; a folder is needed for a checkpoint")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"--out: {folder}; it exists and is not an empty folder")
 
 
 def to_checkpoint(folder: Path, path: Path) -> None:
@@ -116,13 +123,14 @@ def start(base: str | Path, preprocessor: str | Path, t1: float = 0.5) -> Parts:
         configs[component], tensors[component] = of_base(folder, component)
     unet, vae = configs["unet"], configs["vae"]
     shared = (
-        "in_channels block_out_channels layers_per_block down_block_types transformer_layers_per_block attention_head_dim "
-        "cross_attention_dim use_linear_projection"
-    ).split()
+        *("in_channels", "block_out_channels", "layers_per_block", "down_block_types", "transformer_layers_per_block"),
+        *("attention_head_dim", "cross_attention_dim", "use_linear_projection"),
+    )
     latent = vae["latent_channels"]
     configs["controlnet"] = {name: unet[name] for name in shared if name in unet} | {"conditioning_channels": latent}
     configs["hint_encoder"] = {
-        name: vae[name] for name in ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "latent_channels")
+        name: vae[name]
+        for name in ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "latent_channels")
     }
     for component, source in (("controlnet", "unet"), ("hint_encoder", "vae")):
         own = checkpoint.empty(component, configs[component]).state_dict()
@@ -220,7 +228,9 @@ def channels_a_head(original_config: str | Path | dict[str, Any] | None) -> int 
         try:
             content = yaml.safe_load(Path(original_config).read_text())  # type: ignore[arg-type]
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"original_config: {original_config} cannot be read ({' '.join(str(error).split())[:120]})") from None
+            raise ValueError(
+                f"original_config: {original_config} cannot be read ({' '.join(str(error).split())[:120]})"
+            ) from None
     found = _find(content, "num_head_channels")
     if not isinstance(found, int) or found < 1:
         raise ValueError(f"original_config: num_head_channels is {found!r} in it; a positive integer is needed")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,22 +91,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """A new folder beside it that takes its place at the end, if nothing fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    part = folder.with_name(f".{folder.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     try:
         yield part
-        part.chmod(0o777 & ~_umask())
         if folder.is_dir():
             folder.rmdir()  # only an empty one
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

@@ -31,10 +31,11 @@ PREFIXES = {
     "preprocessor": "preprocess_model.",
 }
 TABLES = (
-    "lambdas one_minus_lambdas betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
-    "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
-    "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 logvar"
-).split()  # lambdas there is eta here
+    *("lambdas", "one_minus_lambdas", "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
+    *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod"),
+    *("sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1"),
+    *("posterior_mean_coef2", "logvar"),
+)  # lambdas there is eta here
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Entry:
         if self.unit:
             tensor = tensor[..., 0, 0]
         sizes = [parts[p][self.axis] for p in self.parts] if len(self.parts) > 1 else [-1]
-        pieces = tensor.split(sizes, self.axis) if len(self.parts) > 1 else (tensor,)
+        pieces = torch.split(tensor, sizes, self.axis) if len(self.parts) > 1 else (tensor,)
         return {p: piece.contiguous() for p, piece in zip(self.parts, pieces, strict=True)}
 
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -155,7 +156,9 @@ def _vae(key: str, levels: int) -> str:
         if match[2] == "resnets":
             return f"{match[1]}.mid.block_{int(match[3]) + 1}.{_renamed(match[4], _VAE_RESNET)}"
         return f"{match[1]}.mid.attn_1.{_renamed(match[4], _VAE_ATTENTION)}"
-    if match := re.fullmatch(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.*)", key):
+    if match := re.fullmatch(
+        r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.*)", key
+    ):
         level = int(match[3]) if match[2] == "down" else levels - 1 - int(match[3])  # the decoder counts from the picture
         if match[4] == "resnets":
             return f"{match[1]}.{match[2]}.{level}.block.{match[5]}.{_renamed(match[6], _VAE_RESNET)}"
@@ -216,7 +219,9 @@ def configs(shapes: Shapes, channels_a_head: int | None = None) -> dict[str, dic
             try:
                 made[component] = make(_Checked(own, PREFIXES[component]))
             except IndexError:
-                raise ValueError(f"checkpoint: {component} has a tensor of too few dimensions; another layout is needed") from None
+                raise ValueError(
+                    f"checkpoint: {component} has a tensor of too few dimensions; another layout is needed"
+                ) from None
     if "unet" in made and "controlnet" in made:
         of_x = made["unet"]["in_channels"]
         made["controlnet"]["conditioning_channels"] = made["controlnet"]["in_channels"] - of_x
@@ -251,7 +256,9 @@ def unet_config(s: "_Checked", channels_a_head: int | None) -> dict[str, Any]:
     levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in s)
     layers = inputs // levels - 1
     if layers < 1 or inputs % levels:
-        raise ValueError(f"checkpoint: {s.prefix}input_blocks: {inputs} blocks in {levels} levels; the same number in each is needed")
+        raise ValueError(
+            f"checkpoint: {s.prefix}input_blocks: {inputs} blocks in {levels} levels; the same number in each is needed"
+        )
     first = [level * (layers + 1) + 1 for level in range(levels)]
     widths = [s[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
     attended = [f"input_blocks.{i}.1.norm.weight" in s for i in first]
@@ -319,5 +326,7 @@ def unused(name: str, blocks: int) -> bool:
     """
     text = PREFIXES["text_encoder"]
     return name in TABLES or (
-        name.startswith((f"{text}transformer.resblocks.{blocks}.", f"{text}text_projection", f"{text}logit_scale", f"{text}attn_mask"))
+        name.startswith(
+            (f"{text}transformer.resblocks.{blocks}.", f"{text}text_projection", f"{text}logit_scale", f"{text}attn_mask")
+        )
     )

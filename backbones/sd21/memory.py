@@ -1,7 +1,30 @@
-"""Tile sizes: as large as memory permits."""
+"""How large the tiles of each stage may be: as large as memory permits, and as the networks are good for.
 
+A stage needs, beside the weights, bytes in proportion to the pixels of its tile, the width C of its network and the bytes s of
+a number. Measured on the CPU with the networks of full size (benchmarks/pipeline_memory.py):
+
+    preprocess   55 C s a pixel of its input, C the features of RRDBNet
+    encode        6 C s a pixel, C the first width of the VAE
+    solve        65 C s a latent, C the first width of the U-Net; twice with guidance
+    decode       11 C s a pixel, C the first width of the VAE
+
+and the picture itself is held whole: I, the result, and what the colour fix needs.
+"""
+
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .pipeline import DoSSRPipeline
+
+_BUFFERS = 5  # pictures of the size of the output, float32
+_MOST = {"preprocess": 4096, "encode": 2048, "solve": 1024, "decode": 2048}  # trained at 512, attention grows with the square
+_SPARE = 0.8  # of what is free
 
 
 @dataclass(frozen=True)
@@ -14,5 +37,80 @@ class Tiles:
     decode: int | None = None
 
 
-def tiles(pipe: Any, shape: Any, scale: float, tile: int | str | None, max_memory: float | None, guided: bool) -> Tiles:
-    return Tiles() if tile in (None, "auto") else Tiles(tile, tile, tile, tile)
+def tiles(
+    pipe: "DoSSRPipeline",
+    shape: Sequence[int],
+    scale: float,
+    tile: int | str | None = "auto",
+    max_memory: float | None = None,
+    guided: bool = False,
+) -> Tiles:
+    """The tiles for pictures of a shape (batch, channels, height, width). max_memory: bytes, beside the weights.
+
+    Errors: ValueError for a tile, or a memory, that is too small.
+    """
+    check_tile(pipe, tile)
+    if tile is None:
+        return Tiles()
+    if isinstance(tile, int):
+        side = tile // pipe.multiple * pipe.multiple
+        return Tiles(side, side, side, side)
+    batch, _, *sides = shape
+    # The preprocessor enlarges by a factor of its own.
+    grows = 1 if pipe.preprocessor is None else pipe.preprocessor.config.scale
+    out = [-(-max(1, round(side * scale)) // pipe.multiple) * pipe.multiple for side in sides]
+    pixels = max(out[0] * out[1], sides[0] * sides[1] * grows**2)
+    budget = free(pipe._execution_device) * _SPARE if max_memory is None else max_memory
+    left = budget - _BUFFERS * 12 * batch * pixels
+    least = 4 * pipe.multiple
+    found: dict[str, int | None] = {}
+    for stage, bytes_a_pixel in costs(pipe, guided).items():
+        whole = [side * grows for side in sides] if stage == "preprocess" else out
+        most = min(_MOST[stage], int((max(left, 0) / (batch * bytes_a_pixel)) ** 0.5)) // pipe.multiple * pipe.multiple
+        if most < min(least, max(whole)):
+            need = _BUFFERS * 12 * batch * pixels + batch * bytes_a_pixel * least**2
+            raise ValueError(
+                f"max_memory: {budget / 2**30:.2g} GiB; {need / 2**30:.2g} GiB are needed for {batch} x {out[1]} x {out[0]} "
+                f"pixels, even in tiles of {least}"
+            )
+        fits = batch * bytes_a_pixel * whole[0] * whole[1] <= left and max(whole) <= _MOST[stage]
+        found[stage] = None if fits else most
+    return Tiles(**found)
+
+
+def check_tile(pipe: "DoSSRPipeline", tile: object) -> None:
+    """Errors: ValueError unless it is "auto", None, or a side that the networks can take."""
+    least = 2 * pipe.multiple
+    if tile is None or tile == "auto" or (isinstance(tile, int) and not isinstance(tile, bool) and tile >= least):
+        return
+    raise ValueError(f"tile: {tile!r}; 'auto', None, or a side of at least {least} pixels of the output is needed")
+
+
+def costs(pipe: "DoSSRPipeline", guided: bool = False) -> dict[str, float]:
+    """Bytes a pixel of the output of each stage, in the order that they run."""
+    vae, unet = pipe.vae, pipe.unet
+    first, wide = vae.config.block_out_channels[0], unet.config.block_out_channels[0]
+    size = {module: module.dtype.itemsize for module in (vae, unet)}
+    cost = {
+        "encode": 6.0 * first * size[vae],
+        "solve": 65.0 * wide * size[unet] * (2 if guided else 1) / pipe.factor**2,
+        "decode": 11.0 * first * size[vae],
+    }
+    if pipe.preprocessor is not None:
+        net = pipe.preprocessor
+        cost = {"preprocess": 55.0 * net.config.num_feat * net.dtype.itemsize / net.config.scale**2} | cost
+    return cost
+
+
+def free(device: torch.device) -> float:
+    """Bytes that are free on a device; on the CPU within the limit of the container, if there is one."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    import psutil
+
+    available = float(psutil.virtual_memory().available)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if os.access(limit, os.R_OK) and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text) - int(used.read_text()))
+    return available

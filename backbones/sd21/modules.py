@@ -15,11 +15,11 @@ from torch import Tensor, nn
 class LatentControlNet(ControlNetModel):  # type: ignore[misc]
     """diffusers' ControlNetModel whose hint is a latent of x's size, of `conditioning_channels` channels.
 
-    The released network convolves cat(x, hint) with one kernel W and bias: that is conv_in (the channels of x, and the bias) plus
-    a bias-free convolution of the hint (the others), which stands here in place of the conditioning embedding.
+    The released network convolves cat(x, hint) with one kernel W and a bias: that is conv_in (the channels of x, and the bias)
+    plus a bias-free convolution of the hint (the others), which stands here in place of the conditioning embedding.
     """
 
-    @functools.wraps(ControlNetModel.__init__)
+    @functools.wraps(ControlNetModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **config: Any) -> None:
         super().__init__(*args, **config)
         self.controlnet_cond_embedding = nn.Conv2d(
@@ -30,7 +30,7 @@ class LatentControlNet(ControlNetModel):  # type: ignore[misc]
 class HintEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The encoder half of an AutoencoderKL, with weights of its own: picture in [-1, 1] -> mean and log variance, joined."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         in_channels: int = 3,
@@ -62,7 +62,7 @@ class HintEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 class PromptEmbeddings(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """What the text tower makes of some fixed prompts, so that they need no text tower: prompt -> (1, tokens, width)."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, prompts: Sequence[str] = (), tokens: int = 77, width: int = 1024) -> None:
         super().__init__()
         self.embeddings = nn.Parameter(torch.zeros(len(prompts), tokens, width), requires_grad=False)

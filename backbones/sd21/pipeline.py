@@ -7,8 +7,8 @@
     decode          (vae.decode(x0 / 0.18215) + 1) / 2
     fix_colour      the low frequencies, or mean and variance, of I
 
-Each is a method that can be called, and replaced, alone. Sides of any length: pictures are continued by mirroring up to what the
-networks halve, and cut back at the end.
+Each is a method that can be called, and replaced, alone. Sides of any length: pictures are continued by mirroring up to what
+the networks halve, and cut back at the end.
 """
 
 import warnings
@@ -136,7 +136,9 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         from . import convert
 
         made = convert.parts_of_checkpoint(pretrained_model_link_or_path, original_config, preprocessor, base)
-        modules = {name: checkpoint.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors}
+        modules: dict[str, Any] = {
+            name: checkpoint.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors
+        }
         pipe = cls(**modules, scheduler=DoSDEScheduler(**made.configs["scheduler"]), tokenizer=convert.tokenizer_of(base))
         pipe._unused = made.unused
         return pipe if torch_dtype is None else pipe.to(torch_dtype)
@@ -169,12 +171,13 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self.factor * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """(1, tokens, width), what the U-Net attends to. Errors: ValueError for a prompt that needs a tokenizer that is not here."""
+        """(1, tokens, width), what the U-Net attends to. Errors: ValueError for a prompt that needs what is not here."""
         if not isinstance(prompt, str):
             raise TypeError(f"prompt: {prompt!r}; a string, or one a picture, is needed")
         stored = None if self.prompts is None else self.prompts(prompt)
         if stored is not None:
-            return stored.to(self._execution_device, self.unet.dtype)
+            embedded: Tensor = stored.to(self._execution_device, self.unet.dtype)
+            return embedded
         self._load_text()
         if self.text_encoder is None or self.tokenizer is None:
             what = "text_encoder" if self.text_encoder is None else "tokenizer"
@@ -217,7 +220,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self._mode(self._moments(self.hint_encoder, "hint", reference, tile))
 
     def source(
-        self, reference: Tensor, source: str | Tensor = "mode", *, generator: Generators = None, tile: int | None = None
+        self, reference: Tensor, source: str | Tensor = "mode", *, generator: Any = None, tile: int | None = None
     ) -> Tensor:
         """x_hat0 (batch, 4, height / 8, width / 8), float32, of I.
 
@@ -235,9 +238,11 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         *,
         conditioning_scale: float = 1.0,
         tile: int | None = None,
-        progress: Callable[[], object] | None = None,
     ) -> dosde.Denoiser:
-        """U-Net and ControlNet as a model for `dosde.solve`; with `negative`, guided: out(negative) + scale (out - out(negative))."""
+        """U-Net and ControlNet as a model for `dosde.solve`.
+
+        With `negative`, guided: out(negative) + guidance_scale (out(context) - out(negative)), two passes in one batch.
+        """
         guided = negative is not None and guidance_scale != 1
         dtype, batch = self.unet.dtype, hint.shape[0]
         context = context.expand(batch, -1, -1)
@@ -246,7 +251,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             context = torch.cat([negative.expand(batch, -1, -1), context])
         hint = hint.to(dtype)
         side = None if tile is None else tile // self.factor
-        steps = self.multiple // self.factor
+        halved = self.multiple // self.factor
 
         def net(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
             timestep = torch.full((), self.scheduler.model_time(t), dtype=torch.float32, device=x.device)
@@ -274,11 +279,9 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if guided:
                     without, with_prompt = out.chunk(2)
                     out = without + guidance_scale * (with_prompt - without)
-                if progress is not None:
-                    progress()
                 return out
 
-            return _in_tiles(whole, [x.to(dtype), hint], side, 1, steps)
+            return self._tiled("tiles", whole, [x.to(dtype), hint], side, 1, halved)
 
         return dosde.Denoiser(net, self.scheduler.process, predicts=self.scheduler.predicts)
 
@@ -297,26 +300,27 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         """The picture in the colours of the reference: wavelet, adain or none. Not clamped."""
         return colour.COLOUR_FIXES[how](picture, reference)
 
-    def _latent(self, moments: Tensor, source: str | Tensor, generator: Generators) -> Tensor:
+    def _latent(self, moments: Tensor, source: str | Tensor, generator: Any) -> Tensor:
         mean, log_variance = moments.chunk(2, 1)
         if isinstance(source, str) and source == "mode":
             return self._mode(moments)
         noise = as_noise(generator)(0.0, 0.0, mean) if isinstance(source, str) else source.to(mean)
         x_hat0 = mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
-        return x_hat0 * self.vae.config.scaling_factor
+        return x_hat0 * float(self.vae.config.scaling_factor)
 
     def _mode(self, moments: Tensor) -> Tensor:
-        return moments.chunk(2, 1)[0] * self.vae.config.scaling_factor
+        return moments.chunk(2, 1)[0] * float(self.vae.config.scaling_factor)
 
     def _moments(self, encoder: torch.nn.Module, name: str, reference: Tensor, tile: int | None) -> Tensor:
         """Mean and log variance of the posterior, joined, float32."""
         if any(side % self.multiple for side in reference.shape[-2:]):
             raise ValueError(
-                f"reference: {tuple(reference.shape)}; sides that are multiples of {self.multiple} are needed (`padded` makes them)"
+                f"reference: {tuple(reference.shape)}; sides that are multiples of {self.multiple} are needed (see mirrored)"
             )
 
         def run(picture: Tensor) -> Tensor:
-            picture = (2 * picture - 1).to(encoder.dtype)
+            kind: Any = encoder.dtype
+            picture = (2 * picture - 1).to(kind)
             moments = encoder(picture) if encoder is self.hint_encoder else self.vae.encode(picture).latent_dist.parameters
             return moments.float()  # type: ignore[no-any-return]
 
@@ -333,9 +337,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         multiple: int,
     ) -> Tensor:
         """A stage, in tiles, and again in a wider type where float16 overflows. Errors: ValueError for NaN or infinity."""
-        count = _tile_count(inputs[0], tile, multiple)
-        with self._bar(count, name, disable=count == 1) as bar:
-            out = _in_tiles(run, inputs, tile, scale, multiple, lambda *_: bar.update())
+        out = self._tiled(name, run, inputs, tile, scale, multiple)
         if out.isfinite().all():
             return out
         dtype = module.dtype
@@ -346,12 +348,28 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             return self._staged(name, run, module, inputs, tile, scale, multiple)
         raise ValueError(f"{name}: NaN or infinity in its output ({str(dtype)[6:]}); are the weights whole?")
 
-    def _bar(self, total: int, name: str, disable: bool = False) -> Any:
+    def _tiled(
+        self,
+        name: str,
+        run: Callable[..., Tensor],
+        inputs: Sequence[Tensor],
+        tile: int | None,
+        scale: int | Fraction,
+        multiple: int,
+    ) -> Tensor:
+        """run(*inputs) in tiles, blended over the middle half of a quarter of the tile, with a progress bar."""
+        height, width = inputs[0].shape[-2:]
+        if tile is None or (height <= tile and width <= tile):
+            return run(*inputs)
+        overlap = max(multiple, tile // (4 * multiple) * multiple)
+        with self._bar(len(boxes(height, width, tile, overlap, multiple)), name) as bar:
+            return tiled(run, inputs, tile, overlap, scale, multiple, lambda *_: bar.update())
+
+    def _bar(self, total: int, name: str) -> Any:
         """A progress bar, as `set_progress_bar_config` wants them."""
         from tqdm import tqdm
 
-        config = {"desc": name, "leave": False, **getattr(self, "_progress_bar_config", {})}
-        return tqdm(total=total, **(config | {"disable": True} if disable else config))
+        return tqdm(total=total, **{"desc": name, "leave": False, **getattr(self, "_progress_bar_config", {})})
 
     # -- The whole --------------------------------------------------------------------------------------------------------
 
@@ -361,7 +379,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         scale: float = 4,
         source: str | Tensor = "mode",
         *,
-        generator: Generators = None,
+        generator: Any = None,
         tiles: Tiles = Tiles(),  # noqa: B008
     ) -> "Prepared":
         """Everything before the solve, of pictures (batch, 3, height, width) in [0, 1]."""
@@ -383,7 +401,9 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Whether hint encoder and VAE hold equal weights (where fine-tuning starts), so that one pass serves both."""
         theirs = self.vae.state_dict()
         state = self.hint_encoder.state_dict()
-        versions = tuple((t.data_ptr(), t._version, theirs[name].data_ptr(), theirs[name]._version) for name, t in state.items())
+        versions = tuple(
+            (t.data_ptr(), t._version, theirs[name].data_ptr(), theirs[name]._version) for name, t in state.items()
+        )
         if self._compared is None or self._compared[0] != versions:
             self._compared = versions, all(torch.equal(tensor, theirs[name]) for name, tensor in state.items())
         return self._compared[1]
@@ -432,7 +452,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
                        solve with the best estimate so far. Latents cannot be replaced.
         method, grid, noise   of `dosde.solve`; default: the scheduler's. noise replaces the generator in the solve.
 
-        Returns ImagePipelineOutput(images), or (images,) unless return_dict; lists for "pil", and for pictures of several sizes.
+        Returns ImagePipelineOutput(images), or (images,) unless return_dict; lists for "pil" and pictures of several sizes.
         Errors: ValueError or TypeError before any work.
         """
         pictures = _pictures(image)
@@ -450,7 +470,10 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         negative = None
         if guided:
             negative = self.encode_prompt(negative_prompt) if negative_prompt_embeds is None else negative_prompt_embeds
-        order = order if order is None else min(order, steps)
+        if order is None and method is None:
+            order = self.scheduler.order_for(steps)
+        elif order is not None:
+            order = min(order, steps)
         results: list[Tensor] = []
         for first, last in _runs([p.colour.shape[-2:] for p in pictures]):
             rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
@@ -458,31 +481,29 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             context = torch.cat(embedded if len(embedded) == 1 else embedded[first:last])
             tiles = memory.tiles(self, rgb.shape, scale, tile, max_memory, guided)
             made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
-            passes = _tile_count(made.x_hat0, tiles.solve and tiles.solve // self.factor, self.multiple // self.factor)
-            with self._bar(steps * passes, "solve") as bar:
-                model = self.denoiser(
-                    made.hint,
-                    context,
-                    negative,
-                    guidance_scale,
-                    conditioning_scale=controlnet_conditioning_scale,
-                    tile=tiles.solve,
-                    progress=bar.update,
-                )
-                x0 = self._solve(
-                    model,
-                    made.x_hat0,
-                    steps,
-                    order,
-                    callback_on_step_end,
-                    method=method or self.scheduler.method,
-                    grid=self.scheduler.times(steps) if grid is None else grid,
-                    noise=own if noise is None else noise,
-                )
+            model = self.denoiser(
+                made.hint,
+                context,
+                negative,
+                guidance_scale,
+                conditioning_scale=controlnet_conditioning_scale,
+                tile=tiles.solve,
+            )
+            x0 = self._solve(
+                model,
+                made.x_hat0,
+                steps,
+                order,
+                callback_on_step_end,
+                method=method or self.scheduler.method,
+                grid=self.scheduler.times(steps) if grid is None else grid,
+                noise=own if noise is None else noise,
+            )
             if output_type == "latent":
-                results += x0.split(1)
+                results += x0.chunk(len(x0))
             else:
-                results += self.finish(x0, made.reference, color_fix, tile=tiles.decode).split(1)
+                finished = self.finish(x0, made.reference, color_fix, tile=tiles.decode)
+                results += finished.chunk(len(finished))
         self.maybe_free_model_hooks()
         images_out = _output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
@@ -504,19 +525,23 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
                 return
             answer = callback_on_step_end(self, len(before) - 1, self.scheduler.model_time(before[-1]), {"latents": latents})
             if isinstance(answer, dict) and answer.get("latents", latents) is not latents:
-                raise ValueError("callback_on_step_end: returned other latents; they cannot be replaced (set pipeline._interrupt to stop)")
+                raise ValueError(
+                    "callback_on_step_end: returned other latents; they cannot be replaced (set pipeline._interrupt to stop)"
+                )
 
         def each(step: int, t: Tensor, x: Tensor, x_theta: Tensor) -> None:
+            bar.update()
             if before:
                 report(x)
             before.append(float(t))
             if self._interrupt:
                 raise _Interrupted(x_theta)
 
-        try:
-            x0 = dosde.solve(model, x_hat0, steps, order, callback=each, **how)
-        except _Interrupted as stopped:
-            return stopped.x_theta
+        with self._bar(steps, "solve") as bar:
+            try:
+                x0 = dosde.solve(model, x_hat0, steps, order, callback=each, **how)
+            except _Interrupted as stopped:
+                return stopped.x_theta
         report(x0)
         return x0
 
@@ -548,7 +573,7 @@ class Prepared:
     x_hat0: Tensor
 
 
-class _Interrupted(Exception):  # noqa: N818
+class _Interrupted(Exception):
     def __init__(self, x_theta: Tensor) -> None:
         super().__init__()
         self.x_theta = x_theta
@@ -568,31 +593,6 @@ def _runs(sizes: Sequence[Any]) -> list[tuple[int, int]]:
     """First and last + 1 of each run of equal sizes."""
     starts = [i for i, size in enumerate(sizes) if i == 0 or size != sizes[i - 1]]
     return list(zip(starts, [*starts[1:], len(sizes)], strict=True))
-
-
-def _overlap(tile: int, multiple: int) -> int:
-    """A quarter of the tile, of which the middle half is blended."""
-    return max(multiple, tile // (4 * multiple) * multiple)
-
-
-def _in_tiles(
-    run: Callable[..., Tensor],
-    inputs: Sequence[Tensor],
-    tile: int | None,
-    scale: int | Fraction,
-    multiple: int,
-    progress: Callable[[], object] | None = None,
-) -> Tensor:
-    if tile is None:
-        out = run(*inputs)
-        if progress is not None:
-            progress()
-        return out
-    return tiled(run, inputs, tile, _overlap(tile, multiple), scale, multiple, progress)
-
-
-def _tile_count(like: Tensor, tile: int | None, multiple: int) -> int:
-    return 1 if tile is None else len(boxes(*like.shape[-2:], tile, _overlap(tile, multiple), multiple))
 
 
 def _pictures(image: Any) -> list[images.Picture]:

@@ -1,0 +1,114 @@
+"""DoSSRPipeline as a backbone of `dosde upscale`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import dosde
+from backbones import images
+from dosde.noise import Noise
+from dosde.solve import Model
+
+from . import memory
+from .convert import DTYPES
+from .pipeline import PROMPT, DoSSRPipeline, Prepared
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What encode knows of a picture and the later stages need."""
+
+    made: Prepared
+    tiles: memory.Tiles
+    grey: bool
+
+
+@dataclass(frozen=True)
+class DoSSR:
+    """The `sd21` backbone: see `DoSSRPipeline`, whose arguments these are."""
+
+    pipe: DoSSRPipeline
+    context: Tensor
+    negative: Tensor | None
+    guidance_scale: float
+    color_fix: str
+    source: str
+    tile: int | str | None
+    max_memory: float | None
+
+    least_scale = 0.0
+
+    @property
+    def process(self) -> dosde.Process:
+        """That of the pipeline's scheduler."""
+        process: dosde.Process = self.pipe.scheduler.process
+        return process
+
+    def grid(self, process: dosde.Process, steps: int) -> Tensor:
+        """That of the pipeline's scheduler."""
+        times: Tensor = self.pipe.scheduler.times(steps)
+        return times
+
+    def encode(self, picture: Tensor, scale: float, noise: Noise | None = None) -> tuple[Tensor, Conditioning]:
+        """x_hat0, and I and the hint. noise: what a sampled source is drawn with, before the solve."""
+        rgb = picture.expand(-1, 3, -1, -1)
+        tiles = memory.tiles(self.pipe, rgb.shape, scale, self.tile, self.max_memory, self.negative is not None)
+        made = self.pipe.prepare(rgb, scale, self.source, generator=noise, tiles=tiles)
+        return made.x_hat0, Conditioning(made, tiles, picture.shape[1] == 1)
+
+    def denoiser(self, conditioning: Conditioning) -> Model:
+        """U-Net and ControlNet for this picture."""
+        hint, tile = conditioning.made.hint, conditioning.tiles.solve
+        return self.pipe.denoiser(hint, self.context, self.negative, self.guidance_scale, tile=tile)
+
+    def decode(self, x0: Tensor, conditioning: Conditioning) -> Tensor:
+        """The picture, in the colours of I; grey where it was grey."""
+        picture = self.pipe.finish(x0, conditioning.made.reference, self.color_fix, tile=conditioning.tiles.decode).cpu()
+        return images.luma(picture) if conditioning.grey else picture
+
+
+def load(
+    weights: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    prompt: str = PROMPT,
+    negative_prompt: str = "",
+    guidance_scale: float = 1.0,
+    color_fix: str = "wavelet",
+    source: str = "mode",
+    tile: int | str | None = "auto",
+    max_memory: float | None = None,
+    progress: bool = True,
+) -> DoSSR:
+    """The model in a folder (or a checkpoint file in the released layout), ready to run.
+
+    device: auto is a GPU where there is one. dtype: auto is bfloat16 on a GPU, float32 on the CPU.
+    Errors: ValueError that names the argument.
+    """
+    place = _device(device)
+    kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
+    if Path(weights).is_file():
+        pipe = DoSSRPipeline.from_single_file(weights, torch_dtype=kind)
+    else:
+        pipe = DoSSRPipeline.from_pretrained(weights, torch_dtype=kind)
+    memory.check_tile(pipe, tile)
+    pipe.set_progress_bar_config(disable=not progress)
+    pipe.to(place)
+    with torch.no_grad():
+        context = pipe.encode_prompt(prompt)
+        negative = pipe.encode_prompt(negative_prompt) if guidance_scale != 1 else None
+    return DoSSR(pipe, context, negative, guidance_scale, color_fix, source, tile, max_memory)
+
+
+def _device(name: str) -> torch.device:
+    """Errors: ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {name} ({str(error).splitlines()[0]}); auto, cpu, or one that is here, is needed") from None
