@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     upscale = commands.add_parser(
         "upscale",
+        usage="dosde upscale INPUT... -o OUT [--scale 4] [--steps 5] [...]",
         help="upscale pictures",
         description="Upscale pictures, or all pictures in a folder, in a few model calls each.",
         epilog="Each INPUT gives NAME_xSCALE.png in the folder OUT (or exactly OUT, if that is a file name with a suffix and "
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     upscale.set_defaults(run=lambda arguments: _upscale(arguments, upscale.error))
     convert = commands.add_parser(
         "convert",
+        usage="dosde convert [CHECKPOINT] -o OUT [...]",
         help="weights of DoSSR or DiffBIR: released checkpoint to diffusers folder, and back",
         description="Convert a checkpoint in the released layout (dossr_default.ckpt, DiffBIR v1; .ckpt or .safetensors) to a "
         "folder in diffusers' layout, or such a folder to a checkpoint: a round trip is exact. Without CHECKPOINT, build the "

@@ -162,17 +162,17 @@ def test_broken_files(weights, tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}: \w+; a whole file of tensors and nothing else is needed$"):
+        with pytest.raises(ValueError, match=rf"{name} (is no whole file of tensors|holds more than tensors)"):
             rrdb.load(tmp_path / name)
     torch.save({"conv_first.weight": Code()}, tmp_path / "zipped_code.pth")
-    with pytest.raises(ValueError, match=r"zipped_code\.pth: UnpicklingError"):
+    with pytest.raises(ValueError, match=r"zipped_code\.pth holds more than tensors"):
         rrdb.load(tmp_path / "zipped_code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"list\.pth: list; tensors by name are needed$"):
+    with pytest.raises(ValueError, match=r"list\.pth holds a list; tensors by name are needed$"):
         rrdb.load(tmp_path / "list.pth")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="no such file"):
         rrdb.load(tmp_path / "none.pth")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="no such file"):
         rrdb.load(tmp_path / "none.safetensors")
 
 
@@ -197,7 +197,7 @@ def test_tensors_that_are_refused_are_named(change, message, weights, tmp_path):
         rrdb.from_state_dict(tensors)
     assert "\n" not in str(error.value)
     torch.save(tensors, tmp_path / "net.pth")
-    with pytest.raises(ValueError, match=r"net\.pth: " + message):
+    with pytest.raises(ValueError, match=r"net\.pth: " + (message if "epoch" not in change else "'epoch' is a int")):
         rrdb.load(tmp_path / "net.pth")
 
 

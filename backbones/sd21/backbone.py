@@ -1,5 +1,7 @@
 """DoSSRPipeline as a backbone of `dosde upscale`."""
 
+import importlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +90,9 @@ def load(
     device: auto is a GPU where there is one. dtype: auto is bfloat16 on a GPU, float32 on the CPU.
     Errors: ValueError that names the argument.
     """
+    if not sys.stderr.isatty():  # bars of the loading, which cannot be set for one call
+        for library in ("diffusers", "transformers"):
+            importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
     place = _device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():

@@ -1,7 +1,7 @@
 """Files of tensors, read as data (safetensors, or pickles of nothing but tensors), and what modules they make."""
 
 import json
-import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,56 +20,47 @@ Tensors = dict[str, Tensor]
 def read(path: Path | str) -> Tensors:
     """The tensors of a checkpoint file, mapped, not copied, into memory where its format permits.
 
-    An outer `state_dict` and a prefix `module.` are taken off. A pickle is never executed. Errors: ValueError, one line.
+    An outer `state_dict` (of networks alone: params_ema, params) and a prefix `module.` are taken off. A pickle is never
+    executed. Errors: ValueError, one line, that names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"checkpoint: {path}; no such file")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"checkpoint: {path}; a file that ends in {', '.join(SUFFIXES)} is needed")
-    content: Any = _safetensors(path) if path.suffix.lower() == ".safetensors" else _pickled(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"checkpoint: {path} holds {type(content).__name__}; tensors by name are needed")
-    strange = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
-    if strange:
-        raise ValueError(f"checkpoint: {path}: {strange[0]!r} is no tensor; tensors by name are needed")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name[len(prefix) :]: value for name, value in content.items()}
-
-
-def _safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        tensors: Tensors = load_file(path)
-        return tensors
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"checkpoint: {path} is no whole safetensors file ({_line(error)})") from None
-
-
-def _pickled(path: Path) -> Any:
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError):  # of the older format, which cannot be mapped, or broken
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        said = str(error)
-        if "Unsupported global" in said or "Unsupported operand" in said or "WeightsUnpickler" in said:
+        content = _content(path)
+    except Exception as error:  # a broken file fails in as many ways as there are bytes
+        said = " ".join(str(error).split())
+        if "Unsupported" in said or "WeightsUnpickler" in said:
             raise ValueError(
                 f"checkpoint: {path} holds more than tensors, which loading would execute; refused. "
                 "Have its author save the state_dict alone, best as .safetensors"
             ) from None
-        raise ValueError(f"checkpoint: {path} is no whole checkpoint ({_line(error)})") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(f"checkpoint: {path} is no whole checkpoint ({_line(error)})") from None
+        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({said[:120] or type(error).__name__})") from None
+    for outer in ("state_dict", "params_ema", "params"):
+        if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
+            content = content[outer]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}; tensors by name are needed")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"checkpoint: {path}: {name!r} is a {type(value).__name__}; tensors by name are needed")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name[len(prefix) :]: value for name, value in content.items()}
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+def _content(path: Path) -> Any:
+    if path.suffix.lower() == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with warnings.catch_warnings():  # of odd pickles, which are refused anyhow
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # of the older format, which cannot be mapped, or broken
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
     from dosde.interop.diffusers import DoSDEScheduler
 
     check_out(folder)
+    parts = cast(parts, dtype)
     index: dict[str, Any] = {
         "_class_name": "DoSSRPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -50,7 +51,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
             if component not in parts.tensors:
                 continue
             module = checkpoint.empty(component, parts.configs[component])
-            tensors = _cast(parts.tensors[component], dtype)
+            tensors = parts.tensors[component]
             (place / component).mkdir()
             if component == "text_encoder":
                 module.config.architectures = ["CLIPTextModel"]
@@ -300,5 +301,9 @@ def tables(scheduler: Any) -> Tensors:
     return {name: table.float() for name, table in made.items()}
 
 
-def _cast(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
-    return {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}
+def cast(parts: Parts, dtype: torch.dtype | None) -> Parts:
+    """The same in another floating dtype; None: as they are. Tensors that no component uses stay as they are."""
+    if dtype is None:
+        return parts
+    tensors = {component: {name: t.to(dtype) for name, t in own.items()} for component, own in parts.tensors.items()}
+    return replace(parts, tensors=tensors)

@@ -245,9 +245,8 @@ class _Checked(dict[str, tuple[int, ...]]):
         raise ValueError(f"checkpoint: no tensor {self.prefix}{name}")
 
     def count(self, pattern: str) -> int:
-        """One more than the largest number that stands where the pattern has its group."""
-        numbers = [int(m[1]) for name in self if (m := re.match(pattern, name))]
-        return 1 + max(numbers, default=-1)
+        """How many numbers stand where the pattern has its group; the largest could be a stray name's."""
+        return len({m[1] for name in self if (m := re.match(pattern, name))})
 
 
 def unet_config(s: "_Checked", channels_a_head: int | None) -> dict[str, Any]:

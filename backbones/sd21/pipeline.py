@@ -136,27 +136,32 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         from . import convert
 
         made = convert.parts_of_checkpoint(pretrained_model_link_or_path, original_config, preprocessor, base)
+        made = convert.cast(made, torch_dtype)
         modules: dict[str, Any] = {
             name: checkpoint.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors
         }
         pipe = cls(**modules, scheduler=DoSDEScheduler(**made.configs["scheduler"]), tokenizer=convert.tokenizer_of(base))
         pipe._unused = made.unused
-        return pipe if torch_dtype is None else pipe.to(torch_dtype)
+        return pipe
 
     def _load_text(self) -> None:
         """text_encoder and tokenizer, from the folder of the pipeline, if it has them and they are not loaded."""
         from . import folders
 
-        if self._folder is not None and self.text_encoder is None and folders.has(self._folder, "text_encoder"):
+        if self.text_encoder is None and self._folder is not None and self._stored("text_encoder"):
             from transformers import CLIPTextModel
 
             with folders.one_line_errors(self._folder):
                 text = CLIPTextModel.from_pretrained(self._folder / "text_encoder", dtype=self.unet.dtype)
             self.register_modules(text_encoder=text.to(self._execution_device))
-        if self._folder is not None and self.tokenizer is None and folders.has(self._folder, "tokenizer"):
+        if self.tokenizer is None and self._folder is not None and self._stored("tokenizer"):
             from transformers import CLIPTokenizer
 
             self.register_modules(tokenizer=CLIPTokenizer.from_pretrained(self._folder / "tokenizer"))
+
+    def _stored(self, component: str) -> bool:
+        """Whether the folder of the pipeline has a component."""
+        return self._folder is not None and (self._folder / component).is_dir()
 
     # -- Stages -----------------------------------------------------------------------------------------------------------
 
@@ -178,14 +183,15 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         if stored is not None:
             embedded: Tensor = stored.to(self._execution_device, self.unet.dtype)
             return embedded
-        self._load_text()
-        if self.text_encoder is None or self.tokenizer is None:
-            what = "text_encoder" if self.text_encoder is None else "tokenizer"
+        missing = [name for name in ("text_encoder", "tokenizer") if getattr(self, name) is None and not self._stored(name)]
+        if missing:
+            what = " and a ".join(missing)
             kept = [] if self.prompts is None else list(self.prompts.config.prompts)
             raise ValueError(
                 f"prompt: {prompt!r} needs a {what}, which this model lacks; one of {kept} is stored, and converting with "
                 "--base FOLDER (SD 2.1-base) adds what is missing"
             )
+        self._load_text()
         tokens = self.tokenizer(
             prompt, padding="max_length", max_length=self.text_encoder.config.max_position_embeddings, truncation=True
         ).input_ids
@@ -343,7 +349,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         dtype = module.dtype
         if dtype == torch.float16:
             wide = out.device.type == "cpu" or (out.device.type == "cuda" and torch.cuda.is_bf16_supported())
-            module.to(torch.bfloat16 if wide else torch.float32)
+            torch.nn.Module.to(module, torch.bfloat16 if wide else torch.float32)
             warnings.warn(f"{name}: float16 overflows here; run in {str(module.dtype)[6:]} from now on", stacklevel=3)
             return self._staged(name, run, module, inputs, tile, scale, multiple)
         raise ValueError(f"{name}: NaN or infinity in its output ({str(dtype)[6:]}); are the weights whole?")

@@ -18,6 +18,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from . import checkpoint
+
 # Names of ESRGAN and BSRGAN -> those of Real-ESRGAN.
 _OLDER = (
     (r"^RRDB_trunk\.(\d+)\.RDB([123])\.", r"body.\1.rdb\2."),
@@ -25,7 +27,6 @@ _OLDER = (
     (r"^upconv([12])\.", r"conv_up\1."),
     (r"^HRconv\.", "conv_hr."),
 )
-_OUTER = ("params_ema", "params", "state_dict")
 
 
 class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
@@ -158,12 +159,8 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
 def from_state_dict(tensors: Mapping[str, Any]) -> RRDBNet:
     """The network of these tensors, copied to float32, in evaluation mode; sizes from the shapes, names old or new.
 
-    Accepts an outer key params_ema, params or state_dict and a prefix `module.`. Errors: ValueError naming the tensor that is
-    missing, unexpected, of the wrong shape, or no tensor of floats.
+    Errors: ValueError naming the tensor that is missing, unexpected, of the wrong shape, or no tensor of floats.
     """
-    for outer in _OUTER:
-        if isinstance(tensors.get(outer), Mapping):
-            tensors = tensors[outer]
     tensors = {_current(str(name)): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -187,31 +184,16 @@ def from_state_dict(tensors: Mapping[str, Any]) -> RRDBNet:
 def load(path: str | Path) -> RRDBNet:
     """The network in a .safetensors or a .pth file, as `from_state_dict` reads it. Nothing in a file is ever executed.
 
-    Errors: OSError where it cannot be opened; ValueError naming the file where it is broken, holds other things than tensors,
-    or the weights of another network.
+    Errors: ValueError naming the file where it is broken, holds other things than tensors, or another network.
     """
-    path = Path(path)
-    with path.open("rb"):
-        pass  # what goes wrong after this is the content's fault, an OSError of a cut-off archive included
+    tensors = checkpoint.read(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file fails in as many ways as there are bytes
-        raise ValueError(f"{path}: {type(error).__name__}; a whole file of tensors and nothing else is needed") from error
-    try:
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{type(content).__name__}; tensors by name are needed")
-        return from_state_dict(content)
+        return from_state_dict(tensors)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _current(name: str) -> str:
-    name = name.removeprefix("module.")
     for older, current in _OLDER:
         name = re.sub(older, current, name)
     return name
