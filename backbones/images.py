@@ -70,7 +70,7 @@ def of_array(array: Array | Tensor) -> list[Picture]:
     width): uint8, uint16, or floating in [0, 1]. Errors: TypeError, ValueError.
     """
     ours = isinstance(array, Tensor)
-    values = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+    values = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
     what = f"image: {'tensor' if ours else 'array'} of shape {tuple(values.shape)}, {str(values.dtype)[6:]}"
     if values.ndim == 2 and not ours:
         values = values[..., None]
@@ -88,7 +88,7 @@ def of_array(array: Array | Tensor) -> list[Picture]:
     planes = planes.to(torch.float32) / most
     if not (planes.isfinite().all() and planes.min() >= -0.01 and planes.max() <= 1.01):
         raise ValueError(f"{what}, from {planes.min():g} to {planes.max():g}; values in [0, 1] are needed")
-    planes = planes.clamp(0, 1)
+    planes = planes.clamp(0, 1).contiguous()
     count = planes.shape[1]
     return [
         Picture(p[:, :-1], p[:, -1:], 8, None) if count in (2, 4) else Picture(p, None, 8, None)

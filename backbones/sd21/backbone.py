@@ -96,9 +96,9 @@ def load(
     place = _device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():
-        pipe = DoSSRPipeline.from_single_file(weights, torch_dtype=kind)
+        pipe = DoSSRPipeline.from_single_file(weights, dtype=kind)
     else:
-        pipe = DoSSRPipeline.from_pretrained(weights, torch_dtype=kind)
+        pipe = DoSSRPipeline.from_pretrained(weights, dtype=kind)
     memory.check_tile(pipe, tile)
     pipe.set_progress_bar_config(disable=not progress)
     pipe.to(place)

@@ -86,7 +86,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **how: Any) -> "DoSSRPipeline":
-        """From a folder that `dosde convert` or `save_pretrained` wrote; `how` as in diffusers (torch_dtype, ...).
+        """From a folder that `dosde convert` or `save_pretrained` wrote; `how` as in diffusers (dtype, device_map, ...).
 
         text_encoder and tokenizer are loaded when a prompt needs them. Errors: ValueError for a folder that lacks a component.
         """
@@ -96,6 +96,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         later: dict[str, Any] = {name: None for name in ("text_encoder", "tokenizer") if name not in how}
         if not folders.has(folder, "prompts"):
             later = {}
+        if "torch_dtype" in how:  # its older name
+            how["dtype"] = how.pop("torch_dtype")
         with folders.one_line_errors(folder):
             pipe: DoSSRPipeline = super().from_pretrained(str(folder), **later, **how)
         pipe._folder = folder
@@ -122,6 +124,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         original_config: str | Path | dict[str, Any] | None = None,
         preprocessor: str | Path | None = None,
         base: str | Path | None = None,
+        dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
     ) -> "DoSSRPipeline":
         """From a checkpoint in the released layout: dossr_default, dossr_onestep (.ckpt, .safetensors), DiffBIR v1.
@@ -130,13 +133,13 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
                          (default: 64, and 8 in networks narrower than 256).
         preprocessor     an RRDBNet file, for a checkpoint without one (DiffBIR's is another network).
         base             a folder of SD 2.1-base, for a checkpoint without text tower, and for the tokenizer.
-        torch_dtype      default: the checkpoint's.
+        dtype            default: the checkpoint's. torch_dtype is its older name.
         Errors: ValueError that names the tensor that is missing, unexpected or wrongly shaped.
         """
         from . import convert
 
         made = convert.parts_of_checkpoint(pretrained_model_link_or_path, original_config, preprocessor, base)
-        made = convert.cast(made, torch_dtype)
+        made = convert.cast(made, dtype or torch_dtype)
         modules: dict[str, Any] = {
             name: checkpoint.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors
         }
@@ -174,6 +177,11 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
     def multiple(self) -> int:
         """What a side of the output is brought to a multiple of: as often as VAE and U-Net halve it."""
         return self.factor * int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    def latent_shape(self, shape: Sequence[int], scale: float) -> tuple[int, ...]:
+        """Of x_hat0, for pictures of a shape (batch, channels, height, width)."""
+        sides = [-(-max(1, round(side * scale)) // self.multiple) * self.multiple // self.factor for side in shape[-2:]]
+        return (shape[0], int(self.vae.config.latent_channels), *sides)
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """(1, tokens, width), what the U-Net attends to. Errors: ValueError for a prompt that needs what is not here."""
@@ -463,29 +471,37 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         pictures = _pictures(image)
         steps = num_inference_steps
-        self._check(scale, steps, order, color_fix, source, output_type, callback_on_step_end)
+        self._check(scale, steps, order, color_fix, source, output_type, guidance_scale, callback_on_step_end)
         for name, given in (("prompt", prompt), ("generator", generator)):
             if isinstance(given, Sequence) and not isinstance(given, str) and len(given) != len(pictures):
                 raise ValueError(f"{name}: {len(given)} of them; one, or {len(pictures)} (one a picture), is needed")
         self._interrupt = False
-        guided = guidance_scale != 1
-        embedded = [
-            self.encode_prompt(p) if prompt_embeds is None else prompt_embeds
-            for p in ([prompt] if isinstance(prompt, str) else prompt)
-        ]
-        negative = None
-        if guided:
-            negative = self.encode_prompt(negative_prompt) if negative_prompt_embeds is None else negative_prompt_embeds
         if order is None and method is None:
             order = self.scheduler.order_for(steps)
         elif order is not None:
             order = min(order, steps)
+        how = {"method": method or self.scheduler.method, "grid": self.scheduler.times(steps) if grid is None else grid}
+        dosde.plan(self.scheduler.process, steps, order, **how)  # its errors, before any work
+        runs = _runs([p.colour.shape[-2:] for p in pictures])
+        jobs = []
+        for first, last in runs:
+            shape = (last - first, 3, *pictures[first].colour.shape[-2:])
+            latent = self.latent_shape(shape, scale)
+            if isinstance(source, Tensor) and tuple(source.shape) != latent:
+                raise ValueError(f"source: a tensor of shape {tuple(source.shape)}; noise of shape {latent} is needed")
+            jobs.append((first, last, memory.tiles(self, shape, scale, tile, max_memory, guidance_scale != 1)))
+        embedded = [
+            self.encode_prompt(p) if prompt_embeds is None else prompt_embeds
+            for p in (prompt if isinstance(prompt, list | tuple) else [prompt])
+        ]
+        negative = None
+        if guidance_scale != 1:
+            negative = self.encode_prompt(negative_prompt) if negative_prompt_embeds is None else negative_prompt_embeds
         results: list[Tensor] = []
-        for first, last in _runs([p.colour.shape[-2:] for p in pictures]):
+        for first, last, tiles in jobs:
             rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
             own = generator[first:last] if isinstance(generator, Sequence) else generator
             context = torch.cat(embedded if len(embedded) == 1 else embedded[first:last])
-            tiles = memory.tiles(self, rgb.shape, scale, tile, max_memory, guided)
             made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
             model = self.denoiser(
                 made.hint,
@@ -495,16 +511,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
                 conditioning_scale=controlnet_conditioning_scale,
                 tile=tiles.solve,
             )
-            x0 = self._solve(
-                model,
-                made.x_hat0,
-                steps,
-                order,
-                callback_on_step_end,
-                method=method or self.scheduler.method,
-                grid=self.scheduler.times(steps) if grid is None else grid,
-                noise=own if noise is None else noise,
-            )
+            drawn = own if noise is None else noise
+            x0 = self._solve(model, made.x_hat0, steps, order, callback_on_step_end, noise=drawn, **how)
             if output_type == "latent":
                 results += x0.chunk(len(x0))
             else:
@@ -552,7 +560,15 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         return x0
 
     def _check(
-        self, scale: float, steps: int, order: int | None, color_fix: str, source: Any, output_type: str, callback: Any
+        self,
+        scale: object,
+        steps: object,
+        order: object,
+        color_fix: str,
+        source: object,
+        output_type: str,
+        guidance_scale: object,
+        callback: object,
     ) -> None:
         if not isinstance(scale, int | float) or not 0 < scale <= 64:
             raise ValueError(f"scale: {scale!r}; a number above 0, up to 64, is needed")
@@ -566,6 +582,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"source: {source!r}; 'mode', 'sample', or noise in the shape of x_hat0, is needed")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type: {output_type!r}; one of pil, np, pt, latent is needed")
+        if not isinstance(guidance_scale, int | float) or not abs(guidance_scale) < 1e6:
+            raise ValueError(f"guidance_scale: {guidance_scale!r}; a number is needed, 1 for none")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback_on_step_end: {callback!r}; a function is needed")
 

@@ -1,0 +1,505 @@
+"""DoSSRPipeline: number for number the released model, at any size, in batches and tiles, in half precision."""
+
+from pathlib import Path
+
+import golden_sd21
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import dosde
+from dosde import method
+from dosde.noise import Brownian
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from backbones.sd21 import DoSSRPipeline, memory
+from backbones.sd21.pipeline import mirrored
+
+LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sd21") / "model.safetensors"
+    save_file({name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}, path)
+    made = DoSSRPipeline.from_single_file(path)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return {name: torch.from_numpy(array) for name, array in golden_sd21.load("samples").items()}
+
+
+def played(recorded, prefix=""):
+    """The recorded noise as solve draws it: the start's, then one a step."""
+    draws = [recorded[f"{prefix}noise_init"], *recorded[f"{prefix}noise_steps"].split(1)]
+    return lambda *_: draws.pop(0)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def worst(a, b):
+    return (a - b).abs().max().item()
+
+
+# -- Parity -----------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_modules(pipe):
+    m = {name: torch.from_numpy(array) for name, array in golden_sd21.load("modules").items()}
+    t = m["t"]
+    down, middle = pipe.controlnet(m["z"], t, m["context"], m["hint"], return_dict=False)
+    assert max(worst(own, m[f"control.{i}"]) for i, own in enumerate([*down, middle])) < LATENT
+    scaled = pipe.controlnet(m["z"], t, m["context"], m["hint"], conditioning_scale=0.5, return_dict=False)
+    for control, name in (((down, middle), "eps_control"), (scaled, "eps_control_scale0.5"), ((None, None), "eps_nocontrol")):
+        residuals = {"down_block_additional_residuals": control[0], "mid_block_additional_residual": control[1]}
+        assert worst(pipe.unet(m["z"], t, m["context"], **residuals, return_dict=False)[0], m[name]) < LATENT
+    assert worst(pipe.vae.encode(m["vae_enc_in"]).latent_dist.parameters, m["vae_enc_moments"]) < LATENT
+    assert worst(pipe.hint_encoder(m["vae_enc_in"]), m["cond_enc_moments"]) < LATENT
+    assert worst(2 * pipe.decode(m["vae_dec_in"]) - 1, m["vae_dec_out"]) < PIXEL
+    assert worst(pipe.unet.time_embedding(pipe.unet.time_proj(t)), m["unet_time_embed"]) < PIXEL
+
+
+@torch.no_grad()
+def test_stages(pipe, recorded):
+    picture = recorded["lr_float"]
+    reference = pipe.preprocess(picture)
+    assert worst(pipe.hint(reference), recorded["cond_latent"]) < LATENT
+    mean, noise = recorded["posterior_mean"], recorded["noise_posterior"]
+    assert worst(pipe.source(reference), 0.18215 * mean) < LATENT
+    sample = mean + torch.exp(0.5 * recorded["posterior_logvar"]) * noise
+    assert worst(pipe.source(reference, noise), 0.18215 * sample) < LATENT
+    assert worst(pipe.source(reference, noise), recorded["o1/s5/x0_hat"]) < LATENT
+    assert worst(pipe.embed(recorded["tokens"].long()[:1]), recorded["context"]) < LATENT
+    assert worst(pipe.embed(recorded["tokens"].long()[1:]), recorded["context_neg"]) < LATENT
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_latents(pipe, recorded, order, steps):
+    how = {"num_inference_steps": steps, "order": order, "source": recorded["noise_posterior"], "noise": played(recorded)}
+    latents = pipe(recorded["lr_float"], output_type="latent", **how).images
+    assert worst(latents, recorded[f"o{order}/s{steps}/final_latent"]) < LATENT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["o1/s1", "o2/s3", "o3/s5"])
+@pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
+def test_pictures(pipe, recorded, case, fix):
+    order, steps = int(case[1]), int(case[4])
+    how = {"num_inference_steps": steps, "order": order, "source": recorded["noise_posterior"], "noise": played(recorded)}
+    picture = pipe(recorded["lr_float"], output_type="pt", color_fix=fix, **how).images
+    expected = recorded[f"{case}/decoded_pixels" if fix == "none" else f"{case}/pixels_{fix}"]
+    assert worst(picture, expected.clamp(0, 1)) < PIXEL
+
+
+def test_guidance(pipe, recorded):
+    how = {"num_inference_steps": 3, "order": 2, "source": recorded["noise_posterior"], "guidance_scale": 3.0}
+    latents = pipe(recorded["lr_float"], output_type="latent", noise=played(recorded), **how).images
+    assert worst(latents, recorded["guided/final_latent"]) < LATENT
+    picture = pipe(recorded["lr_float"], output_type="pt", color_fix="none", noise=played(recorded), **how).images
+    assert worst(picture, recorded["guided/decoded_pixels"].clamp(0, 1)) < PIXEL
+
+
+@pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_files_of_the_released_command_line(pipe, recorded, fix, steps):
+    image = PIL.Image.fromarray(recorded["lr_uint8"].numpy())
+    how = {"source": recorded["cli/noise_posterior"], "noise": played(recorded, "cli/"), "color_fix": fix}
+    made = np.asarray(pipe(image, num_inference_steps=steps, **how).images[0]).astype(int)
+    difference = np.abs(made - recorded[f"cli/{fix}_s{steps}/png"].numpy().astype(int))
+    assert difference.max() <= 1  # cut off at another multiple of 1/255
+    assert (difference > 0).mean() < 5e-4
+
+
+# -- Sizes, modes, scales -----------------------------------------------------------------------------------------------------
+
+
+def drawn(width, height, mode):
+    """A picture of a mode, lighter to the right, with a dark square left of the middle and below it."""
+    y, x = np.mgrid[:height, :width]
+    grey = 120 + 100 * x / width
+    grey[(abs(x - width * 0.3) < width * 0.1) & (abs(y - height * 0.7) < height * 0.1)] = 20
+    rgb = np.stack([grey, 0.8 * grey + 20, 0.6 * grey + 40], -1).astype(np.uint8)
+    image = PIL.Image.fromarray(rgb)
+    if mode == "I;16":
+        return PIL.Image.fromarray((grey * 257).astype(np.uint16))
+    if mode == "RGBA":
+        image.putalpha(PIL.Image.fromarray((x * 255 // max(1, width)).astype(np.uint8)))
+    return image.convert(mode) if mode not in ("EXIF", "RGBA") else image
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "scale"),
+    [
+        ((1, 1), "RGB", 4),
+        ((17, 17), "L", 1.5),
+        ((24, 16), "RGBA", 3),
+        ((31, 100), "P", 1),
+        ((17, 17), "CMYK", 2),
+        ((24, 16), "I;16", 6),
+        ((17, 31), "LA", 4),
+        ((16, 24), "EXIF", 2),
+        ((9, 5), "1", 4),
+        ((31, 20), "RGB", 0.5),
+        ((130, 50), "RGB", 1),
+    ],
+)
+def test_sizes_modes_and_scales(pipe, size, mode, scale):
+    image = drawn(*size, mode)
+    if mode == "EXIF":  # turned by a quarter
+        image.getexif()[0x0112] = 6
+        size = size[::-1]
+    made = pipe(image, scale, num_inference_steps=1, generator=seeded()).images[0]
+    assert made.size == tuple(max(1, round(side * scale)) for side in size)
+    assert made.mode == {"L": "L", "I;16": "L", "1": "L", "LA": "LA", "RGBA": "RGBA"}.get(mode, "RGB")
+
+
+class Block(torch.nn.Module):
+    """A VAE without weights: means of 8 x 8 pixels, in colours, and back."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, pipe):
+        super().__init__()
+        self.config, self.dtype, self.factor = pipe.vae.config, torch.float32, pipe.factor
+
+    def moments(self, picture):
+        mean = torch.nn.functional.avg_pool2d(picture, self.factor)
+        return torch.cat([mean, mean[:, :1], 0 * mean, 0 * mean[:, :1]], 1)
+
+    def encode(self, picture):
+        class Posterior:
+            parameters = self.moments(picture)
+
+        class Output:
+            latent_dist = Posterior()
+
+        return Output()
+
+    forward = moments
+
+    def decode(self, z, return_dict):
+        return (torch.nn.functional.interpolate(z[:, :3], scale_factor=self.factor, mode="bilinear", align_corners=False),)
+
+
+class Same(torch.nn.Module):
+    """A U-Net (and ControlNet) that sees x0 = x_hat0: vp_eps = (x - alpha x_hat0)/sigma."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, pipe, control):
+        super().__init__()
+        self.config, self.dtype, self.pipe, self.control = pipe.unet.config, torch.float32, pipe, control
+        self.hint = None
+
+    def forward(self, x, timestep, encoder_hidden_states, controlnet_cond=None, **_):
+        if self.control:
+            self.hint.append(controlnet_cond)
+            return [], None
+        m = self.pipe.scheduler.process((float(timestep) + 1) / 1000)
+        return ((x - float(m.alpha) * self.hint.pop()) / float(m.sigma),)
+
+
+@pytest.fixture
+def blocks(pipe):
+    """The pipeline with networks that change nothing, to see where pixels go."""
+    unet, control = Same(pipe, False), Same(pipe, True)
+    unet.hint = control.hint = []
+    made = DoSSRPipeline(Block(pipe), Block(pipe), unet, control, pipe.scheduler, prompts=pipe.prompts)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize("size", [(17, 17), (24, 16), (31, 100), (200, 51)])
+@pytest.mark.parametrize("scale", [1, 1.5, 2, 3, 4, 6])
+@pytest.mark.parametrize("tile", [None, 128])
+def test_nothing_is_cropped_stretched_or_moved(blocks, size, scale, tile):
+    """The centre of a drawn square lies where it was, to half a pixel of the output; the colour fix restores the detail."""
+    image = drawn(*size, "RGB")
+    made = blocks(image, scale, tile=tile, output_type="pt", grid=dosde.grid.uniform).images[0]  # to t = 0: no noise is left
+    given = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert made.shape[1:] == (round(size[1] * scale), round(size[0] * scale))
+    larger = torch.nn.functional.interpolate(given[None], made.shape[1:], mode="bicubic", antialias=True, align_corners=False)[
+        0
+    ].clamp(0, 1)
+    for axis in (1, 2):
+        places = torch.arange(made.shape[axis]) + 0.5
+        weights = [(1 - p.mean(0)).sum(2 - axis) for p in (made, larger)]
+        centres = [float((w * places).sum() / w.sum()) for w in weights]
+        assert abs(centres[0] - centres[1]) < 0.5
+    assert (made - larger).abs().mean() < 0.03
+
+
+def test_inputs(pipe):
+    """An array, a tensor and an image of the same picture give the same; lists of several sizes come back as lists."""
+    array = np.array(drawn(16, 12, "RGB"))
+    how = {"num_inference_steps": 1, "output_type": "np"}
+    expected = pipe(PIL.Image.fromarray(array), generator=seeded(), **how).images
+    assert expected.shape == (1, 48, 64, 3)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    for given in (array, array / np.float32(255), tensor, tensor[None] / 255, [tensor], array.astype(np.uint16) * 257):
+        assert np.array_equal(pipe(given, generator=seeded(), **how).images, expected)
+    both = pipe([array, array[:8]], generator=[seeded(), seeded(1)], **how).images
+    assert [image.shape for image in both] == [(48, 64, 3), (32, 64, 3)]
+    assert np.array_equal(both[0], expected[0])
+    assert np.array_equal(both[1], pipe(array[:8], generator=seeded(1), **how).images[0])
+    assert pipe(array, generator=seeded(), return_dict=False, **how)[0].shape == (1, 48, 64, 3)
+
+
+def test_mirrored():
+    picture = torch.arange(6.0).reshape(1, 1, 2, 3)
+    assert mirrored(picture, 4)[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [0, 1, 2, 2]]
+    assert mirrored(picture[..., :1], 8)[0, 0, 0].tolist() == [0] * 8
+    assert mirrored(picture, 1) is picture
+
+
+# -- Batches, generators, seeds ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_equals_its_items_and_generators_equal_single_runs(pipe):
+    pictures = torch.rand(3, 3, 16, 16, generator=seeded(7))
+    how = {"output_type": "pt", "num_inference_steps": 3, "source": "sample"}
+    together = pipe(pictures, generator=[seeded(i) for i in range(3)], **how).images
+    for i in range(3):
+        assert worst(together[i], pipe(pictures[i], generator=seeded(i), **how).images[0]) < PIXEL
+    guided = pipe(pictures, generator=[seeded(i) for i in range(3)], guidance_scale=2.0, **how).images
+    assert worst(guided[1], pipe(pictures[1], generator=seeded(1), guidance_scale=2.0, **how).images[0]) < 4 * PIXEL
+    again = pipe(pictures, generator=[seeded(i) for i in range(3)], prompt=[""] * 3, **how).images
+    assert worst(again[2], pipe(pictures[2], generator=seeded(2), prompt="", **how).images[0]) < PIXEL
+    assert worst(again[2], together[2]) > PIXEL
+
+
+def test_the_same_seed_gives_the_same_bits(pipe):
+    picture = torch.rand(3, 20, 12, generator=seeded(7))
+    first, second, other = (pipe(picture, generator=seeded(i), output_type="pt").images for i in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_options_of_solve(pipe, recorded):
+    """method, grid and noise are passed on: the same as a solve by hand with the stages."""
+    picture = recorded["lr_float"]
+    how = {"method": method.ode, "grid": dosde.grid.uniform, "noise": Brownian(3), "num_inference_steps": 4, "order": 2}
+    got = pipe(picture, output_type="latent", **how).images
+    with torch.no_grad():
+        made = pipe.prepare(picture)
+        model = pipe.denoiser(made.hint, pipe.encode_prompt("clean, high-resolution, 8k"))
+    options = {"method": method.ode, "grid": dosde.grid.uniform, "noise": Brownian(3)}
+    assert torch.equal(got, dosde.solve(model, made.x_hat0, 4, 2, **options))
+
+
+def test_the_scheduler_drives_the_same_loop(pipe, recorded):
+    """A loop over the scheduler, as diffusers' pipelines have it, gives the bits of the pipeline."""
+    picture, scheduler = recorded["lr_float"], pipe.scheduler
+    expected = pipe(picture, output_type="latent", generator=seeded(), num_inference_steps=4).images
+    generator = seeded()
+    with torch.no_grad():
+        made, context = pipe.prepare(picture), pipe.encode_prompt("clean, high-resolution, 8k")
+        scheduler.set_timesteps(4, x_hat0=made.x_hat0)
+        x = scheduler.start(torch.randn(made.x_hat0.shape, generator=generator))
+        for t in scheduler.timesteps:
+            down, middle = pipe.controlnet(x, t, context, made.hint, return_dict=False)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            out = pipe.unet(x, t, context, **residuals, return_dict=False)[0]
+            x = scheduler.step(out, t, x, generator=generator).prev_sample
+    assert torch.equal(x, expected)
+
+
+def test_callback_sees_the_state_after_each_step(pipe):
+    picture, seen = torch.rand(3, 16, 16), []
+
+    def watch(owner, step, timestep, values):
+        assert owner is pipe
+        seen.append((step, timestep, values["latents"].clone()))
+        return values
+
+    how = {"generator": seeded(), "output_type": "latent", "num_inference_steps": 3}
+    final = pipe(picture, callback_on_step_end=watch, **how).images
+    assert [(step, timestep) for step, timestep, _ in seen] == [(0, 499), (1, 333), (2, 166)]
+    assert torch.equal(seen[-1][2], final)
+    scheduler = pipe.scheduler
+    with torch.no_grad():
+        scheduler.set_timesteps(3, x_hat0=pipe.prepare(picture[None]).x_hat0)
+
+    def stop(owner, step, timestep, values):
+        owner._interrupt = step == 1
+        return {}
+
+    stopped = pipe(picture, callback_on_step_end=stop, **how).images
+    assert stopped.isfinite().all()
+    assert not torch.equal(stopped, final)
+    with pytest.raises(ValueError, match="callback_on_step_end: returned other latents"):
+        pipe(picture, callback_on_step_end=lambda *a: {"latents": torch.zeros(1)}, **how)
+
+
+# -- Tiles ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tile_as_large_as_the_picture_changes_no_bit(pipe):
+    picture = torch.rand(3, 32, 20, generator=seeded(7))
+    how = {"output_type": "pt", "num_inference_steps": 2}
+    whole = pipe(picture, generator=seeded(), tile=None, **how).images
+    for tile in (128, 512, "auto"):
+        assert torch.equal(whole, pipe(picture, generator=seeded(), tile=tile, **how).images)
+
+
+def test_tiles_share_the_noise_of_the_whole(blocks):
+    """Networks that see one latent only: tiled is untiled to rounding, in all stages and through the solve."""
+    picture = torch.rand(3, 100, 70, generator=seeded(7))
+    whole = blocks(picture, generator=seeded(), tile=None, output_type="latent").images
+    tiled = blocks(picture, generator=seeded(), tile=192, output_type="latent").images
+    assert worst(whole, tiled) < 1e-5
+
+
+def test_a_constant_picture_stays_free_of_a_grid(blocks):
+    """Energy at all frequencies but 0, those of the tiles among them, over the total."""
+    picture = torch.full((3, 100, 70), 0.4)
+    made = blocks(picture, tile=128, output_type="pt", color_fix="none", grid=dosde.grid.uniform).images
+    spectrum = torch.fft.fft2(made[0].double()).abs() ** 2
+    total = spectrum.sum()
+    spectrum[:, 0, 0] = 0
+    assert spectrum.sum() < 1e-6 * total
+
+
+def test_auto_tiles_follow_the_memory(pipe):
+    small, large = (1, 3, 64, 64), (1, 3, 512, 512)
+    assert memory.tiles(pipe, small, 4, None) == memory.Tiles()
+    assert memory.tiles(pipe, large, 4, 300) == memory.Tiles(256, 256, 256, 256)
+    assert memory.tiles(pipe, small, 4, max_memory=2**30) == memory.Tiles()
+    plenty = memory.tiles(pipe, large, 4, max_memory=2**40)
+    assert plenty.solve == 1024  # what the network is good for
+    costs = memory.costs(pipe)
+    for budget in (4 * 2**30, 2**30, 2**29):
+        chosen = memory.tiles(pipe, large, 4, max_memory=budget)
+        for stage, bytes_a_pixel in costs.items():
+            side = getattr(chosen, stage) or 2048
+            assert bytes_a_pixel * side**2 < budget
+    assert memory.costs(pipe, guided=True)["solve"] == 2 * costs["solve"]
+    with pytest.raises(
+        ValueError, match=r"max_memory: 0.00098 GiB; .* GiB are needed for 1 x 2048 x 2048 pixels, even in tiles"
+    ):
+        memory.tiles(pipe, large, 4, max_memory=2**20)
+    assert memory.free(torch.device("cpu")) > 0
+
+
+# -- Half precision -----------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    half = DoSSRPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    picture = torch.rand(3, 16, 16, generator=seeded(7))
+    made = half(picture, generator=seeded(), output_type="pt").images
+    assert made.dtype == torch.float32
+    assert (made - pipe(picture, generator=seeded(), output_type="pt").images).square().mean().sqrt() < 0.03
+
+
+def test_float16_that_overflows_is_run_wider(pipe, tmp_path):
+    """Of the VAE; the picture is what bfloat16 gives, and one line says so."""
+    pipe.save_pretrained(tmp_path)
+    half = DoSSRPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    half.set_progress_bar_config(disable=True)
+    torch.nn.Module.to(half.vae, torch.float16)
+    with torch.no_grad():
+        half.vae.decoder.conv_in.weight.mul_(1e4)  # GroupNorm undoes it, after the overflow
+    latent = torch.randn(1, 4, 2, 2, generator=seeded())
+    with torch.no_grad(), pytest.warns(UserWarning, match="decode: float16 overflows here; run in bfloat16 from now on"):
+        picture = half.decode(latent)
+    assert picture.isfinite().all()
+    assert half.vae.dtype == torch.bfloat16
+    with torch.no_grad():
+        half.vae.decoder.conv_in.weight.fill_(float("nan"))
+        with pytest.raises(ValueError, match=r"decode: NaN or infinity in its output \(bfloat16\)"):
+            half.decode(latent)
+
+
+# -- Loading, prompts, wrong calls --------------------------------------------------------------------------------------------
+
+
+def test_save_load_and_components(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = DoSSRPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.text_encoder is None  # until a prompt asks for it
+    picture = torch.rand(3, 16, 16, generator=seeded(7))
+    how = {"output_type": "pt", "num_inference_steps": 2, "guidance_scale": 2.0}
+    assert torch.equal(loaded(picture, generator=seeded(), **how).images, pipe(picture, generator=seeded(), **how).images)
+    assert loaded.text_encoder is None
+    again = DoSSRPipeline(**loaded.components)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(again(picture, generator=seeded(), **how).images, pipe(picture, generator=seeded(), **how).images)
+
+
+def test_other_prompts_need_the_text_tower(pipe, tmp_path):
+    with pytest.raises(ValueError, match=r"prompt: 'a cat' needs a tokenizer, which this model lacks; one of \['clean, high-"):
+        pipe(torch.rand(3, 8, 8), prompt="a cat")
+    pipe.save_pretrained(tmp_path)
+    loaded = DoSSRPipeline.from_pretrained(tmp_path)
+
+    def tokenizer(prompt, padding, max_length, truncation):
+        class Encoding:
+            input_ids = [49406, 320, 2368, 49407] + [0] * (max_length - 4)
+
+        return Encoding()
+
+    object.__setattr__(loaded, "tokenizer", tokenizer)
+    with torch.no_grad():
+        embedded = loaded.encode_prompt("a cat")  # loads the text tower
+        tokens = torch.tensor([[49406, 320, 2368, 49407] + [0] * 73])
+        assert torch.equal(embedded, pipe.embed(tokens))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": "a.png"}, "image: str; a PIL image, an array, a tensor"),
+        ({"image": []}, "image: an empty list"),
+        ({"image": torch.rand(5, 8, 8)}, r"image: tensor of shape \(5, 8, 8\), float32; 1 to 4 channels"),
+        ({"image": torch.rand(3, 0, 8)}, r"image: tensor of shape"),
+        ({"image": 255 * torch.rand(3, 8, 8)}, r"image: tensor .* values in \[0, 1\] are needed"),
+        ({"image": torch.full((3, 8, 8), float("nan"))}, r"values in \[0, 1\] are needed"),
+        ({"image": torch.zeros(3, 8, 8, dtype=torch.int64)}, r"uint8, uint16, or floating"),
+        ({"image": PIL.Image.new("F", (4, 4))}, "mode F, 32 bits"),
+        ({"scale": 0}, "scale: 0; a number above 0"),
+        ({"scale": float("nan")}, "scale: nan; a number above 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0; a positive integer"),
+        ({"num_inference_steps": 1000}, "steps: 1000"),
+        ({"order": 0}, "order: 0; a positive integer"),
+        ({"order": 4}, "order: 4"),
+        ({"color_fix": "lab"}, "color_fix: 'lab'; one of wavelet, adain, none"),
+        ({"source": "mean"}, "source: 'mean'; 'mode', 'sample'"),
+        ({"source": torch.zeros(1, 4, 3, 3)}, "source: "),
+        ({"tile": 64}, "tile: 64; 'auto', None, or a side of at least 128"),
+        ({"tile": "big"}, "tile: 'big'"),
+        ({"output_type": "jpg"}, "output_type: 'jpg'; one of pil, np, pt, latent"),
+        ({"generator": [torch.Generator()] * 2}, "generator: 2 of them; one, or 1"),
+        ({"prompt": ["a", "b"]}, "prompt: 2 of them; one, or 1"),
+        ({"prompt": 3}, "prompt: 3; a string"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end: 3; a function"),
+        ({"max_memory": 1000.0}, "max_memory: "),
+        ({"guidance_scale": "x"}, "guidance_scale: 'x'; a number"),
+        ({"grid": [0.5, 0.6]}, "grid"),
+    ],
+)
+def test_wrong_calls_are_refused_before_any_work(pipe, arguments, message, monkeypatch):
+    monkeypatch.setattr(pipe.preprocessor, "forward", None)  # any work would raise a TypeError of another kind
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        pipe(**({"image": torch.rand(3, 8, 8)} | arguments))
+    assert "\n" not in str(caught.value)
+
+
+def test_released_names_of_the_folder(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    names = {p.name for p in Path(tmp_path).iterdir()}
+    assert {"model_index.json", "unet", "vae", "controlnet", "hint_encoder", "scheduler", "prompts"} < names
