@@ -179,7 +179,8 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     except ImportError as error:
         fail(f"{_NEEDS_SD21} ({error})")
     except ValueError as error:
-        fail(f"--{error}".replace("_", "-", 1) if str(error)[:1].islower() else str(error))
+        argument, _, rest = str(error).partition(":")
+        fail(f"--{argument.replace('_', '-')}:{rest}")
     if arguments.scale < backbone.least_scale:
         fail(f"--scale: {arguments.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {name}")
     folder = jobs[0][1].parent
