@@ -147,7 +147,7 @@ def test_a_killed_run_resumes_to_the_same_files(weights, tmp_path):
     for i in range(5):
         save(photos / f"{i}.png", 16, 16, seed=i)
     arguments = ["upscale", str(photos), "--weights", str(weights), "--steps", "3"]
-    command, env = [sys.executable, "-m", "dosde", *arguments, "-o", str(out)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dosde", *arguments, "-o", str(out)]
     run = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

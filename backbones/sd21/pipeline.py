@@ -414,6 +414,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _one_encoder(self) -> bool:
         """Whether hint encoder and VAE hold equal weights (where fine-tuning starts), so that one pass serves both."""
         theirs = self.vae.state_dict()
+        if any(tensor.is_meta for tensor in theirs.values()):  # offloaded, module by module
+            return False
         state = self.hint_encoder.state_dict()
         versions = tuple(
             (t.data_ptr(), t._version, theirs[name].data_ptr(), theirs[name]._version) for name, t in state.items()
@@ -440,6 +442,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         controlnet_conditioning_scale: float = 1.0,
@@ -463,7 +466,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type    "pil" (8 bits, cut off as the release does; grey and alpha as in the input), "np" (batch, height, width,
                        3), "pt" (batch, 3, height, width), both in [0, 1], or "latent".
         callback_on_step_end   (pipeline, step, timestep, {"latents": x}) after each step. Setting pipeline._interrupt ends the
-                       solve with the best estimate so far. Latents cannot be replaced.
+                       solve with the best estimate so far. Latents cannot be replaced, and are the one tensor input.
         method, grid, noise   of `dosde.solve`; default: the scheduler's. noise replaces the generator in the solve.
 
         Returns ImagePipelineOutput(images), or (images,) unless return_dict; lists for "pil" and pictures of several sizes.
@@ -471,7 +474,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         pictures = _pictures(image)
         steps = num_inference_steps
-        self._check(scale, steps, order, color_fix, source, output_type, guidance_scale, callback_on_step_end)
+        callback, inputs = callback_on_step_end, callback_on_step_end_tensor_inputs
+        self._check(scale, steps, order, color_fix, source, output_type, guidance_scale, callback, inputs)
         for name, given in (("prompt", prompt), ("generator", generator)):
             if isinstance(given, Sequence) and not isinstance(given, str) and len(given) != len(pictures):
                 raise ValueError(f"{name}: {len(given)} of them; one, or {len(pictures)} (one a picture), is needed")
@@ -490,10 +494,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             if isinstance(source, Tensor) and tuple(source.shape) != latent:
                 raise ValueError(f"source: a tensor of shape {tuple(source.shape)}; noise of shape {latent} is needed")
             jobs.append((first, last, memory.tiles(self, shape, scale, tile, max_memory, guidance_scale != 1)))
-        embedded = [
-            self.encode_prompt(p) if prompt_embeds is None else prompt_embeds
-            for p in (prompt if isinstance(prompt, list | tuple) else [prompt])
-        ]
+        asked: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+        embedded = [self.encode_prompt(p) for p in asked] if prompt_embeds is None else [prompt_embeds]
         negative = None
         if guidance_scale != 1:
             negative = self.encode_prompt(negative_prompt) if negative_prompt_embeds is None else negative_prompt_embeds
@@ -569,6 +571,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str,
         guidance_scale: object,
         callback: object,
+        inputs: Sequence[str],
     ) -> None:
         if not isinstance(scale, int | float) or not 0 < scale <= 64:
             raise ValueError(f"scale: {scale!r}; a number above 0, up to 64, is needed")
@@ -584,6 +587,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"output_type: {output_type!r}; one of pil, np, pt, latent is needed")
         if not isinstance(guidance_scale, int | float) or not abs(guidance_scale) < 1e6:
             raise ValueError(f"guidance_scale: {guidance_scale!r}; a number is needed, 1 for none")
+        if list(inputs) != ["latents"] and list(inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs: {inputs!r}; ['latents'] is needed, there is no other")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback_on_step_end: {callback!r}; a function is needed")
 
