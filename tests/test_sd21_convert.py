@@ -114,14 +114,19 @@ def test_sizes_are_those_of_the_tensors(shape, replace):
     assert layout.configs(renamed)[shape] == config
 
 
-def test_channels_a_head_are_taken_from_the_original_config(released, tmp_path):
+def test_heads_are_taken_from_the_original_config(released, tmp_path):
     path = tmp_path / "cldm.yaml"
     path.write_text("model:\n  params:\n    unet_config:\n      params:\n        num_head_channels: 16\n")
-    assert convert.channels_a_head(path) == 16
-    assert convert.channels_a_head(golden_sd21.manifest()["config"]) == 8
-    assert checkpoint.to_parts(released, 16).configs["unet"]["attention_head_dim"] == [2, 4, 8, 8]
+    assert convert.heads_of(path) == layout.Heads(16)
+    assert convert.heads_of(golden_sd21.manifest()["config"]) == layout.Heads(8)
+    assert convert.heads_of(golden_sd21.manifest()) == layout.Heads(8, 4)
+    configs = checkpoint.to_parts(released, layout.Heads(16, 2)).configs
+    assert configs["unet"]["attention_head_dim"] == configs["controlnet"]["attention_head_dim"] == [2, 4, 8, 8]
+    assert configs["text_encoder"]["num_attention_heads"] == 2
+    with pytest.raises(ValueError, match=r"num_head_channels is 64 in it; a divisor of the widths \[32, 64, 128, 128\]"):
+        checkpoint.to_parts(released, layout.Heads(64))
     with pytest.raises(ValueError, match="num_head_channels is None in it"):
-        convert.channels_a_head({"model": {}})
+        convert.heads_of({"model": {}})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

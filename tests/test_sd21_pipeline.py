@@ -342,7 +342,7 @@ def test_callback_sees_the_state_after_each_step(pipe):
         pipe(picture, callback_on_step_end=lambda *a: {"latents": torch.zeros(1)}, **how)
 
 
-# -- Tiles ----------------------------------------------------------------------------------------------------------------------
+# -- Tiles ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_tile_as_large_as_the_picture_changes_no_bit(pipe):

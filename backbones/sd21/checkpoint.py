@@ -72,12 +72,12 @@ class Parts:
     unused: Tensors
 
 
-def to_parts(released: Mapping[str, Tensor], channels_a_head: int | None = None) -> Parts:
+def to_parts(released: Mapping[str, Tensor], heads: layout.Heads = layout.Heads()) -> Parts:  # noqa: B008
     """Every tensor in its place. Errors: ValueError that names a missing, unexpected or wrongly shaped one."""
     from .rrdb import config_of
 
     shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
-    configs = layout.configs(shapes, channels_a_head)
+    configs = layout.configs(shapes, heads)
     for component in ("unet", "controlnet", "vae", "hint_encoder"):
         if component not in configs:
             raise ValueError(f"checkpoint: no tensor {layout.PREFIXES[component]}*, the {component}; another layout is needed")

@@ -102,7 +102,7 @@ def parts_of_checkpoint(
     base: str | Path | None = None,
 ) -> Parts:
     """A checkpoint in the released layout, with the prompts of the release embedded. See `DoSSRPipeline.from_single_file`."""
-    parts = checkpoint.to_parts(checkpoint.read(path), channels_a_head(original_config))
+    parts = checkpoint.to_parts(checkpoint.read(path), heads_of(original_config))
     configs, tensors = dict(parts.configs), dict(parts.tensors)
     configs["scheduler"] = scheduler_config(parts.unused)
     if preprocessor is not None:
@@ -218,10 +218,13 @@ def with_prompts(parts: Parts) -> Parts:
     )
 
 
-def channels_a_head(original_config: str | Path | dict[str, Any] | None) -> int | None:
-    """num_head_channels of the U-Net in the YAML (or JSON) of the release. Errors: ValueError."""
+def heads_of(original_config: str | Path | Mapping[str, Any] | None) -> layout.Heads:
+    """num_head_channels of the U-Net, and heads of open_clip's text_cfg if it is there, in the YAML (or JSON) of the release.
+
+    Errors: ValueError.
+    """
     if original_config is None:
-        return None
+        return layout.Heads()
     content: Any = original_config
     if not isinstance(content, Mapping):
         import yaml
@@ -229,13 +232,13 @@ def channels_a_head(original_config: str | Path | dict[str, Any] | None) -> int 
         try:
             content = yaml.safe_load(Path(original_config).read_text())  # type: ignore[arg-type]
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"original_config: {original_config} cannot be read ({' '.join(str(error).split())[:120]})"
-            ) from None
-    found = _find(content, "num_head_channels")
-    if not isinstance(found, int) or found < 1:
-        raise ValueError(f"original_config: num_head_channels is {found!r} in it; a positive integer is needed")
-    return found
+            said = " ".join(str(error).split())[:120]
+            raise ValueError(f"original_config: {original_config} cannot be read ({said})") from None
+    channels, text = _find(content, "num_head_channels"), _find(_find(content, "text_cfg"), "heads")
+    for name, found in (("num_head_channels", channels), ("heads of text_cfg", text)):
+        if (found is not None or "text" not in name) and (not isinstance(found, int) or found < 1):
+            raise ValueError(f"original_config: {name} is {found!r} in it; a positive integer is needed")
+    return layout.Heads(channels, text)
 
 
 def _find(tree: Any, name: str) -> Any:

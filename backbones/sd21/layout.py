@@ -197,23 +197,31 @@ def part(shapes: Shapes, component: str) -> dict[str, tuple[int, ...]]:
     return {name[len(prefix) :]: tuple(shape) for name, shape in shapes.items() if name.startswith(prefix)}
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What no tensor tells: channels an attention head of U-Net and ControlNet, and heads of the text tower. None: guessed."""
+
+    channels: int | None = None
+    text: int | None = None
+
+
 def head_channels(width: int) -> int:
-    """Channels an attention head, which no tensor tells: 64 in every network of full size, 8 in shrunken ones."""
+    """A guess at the channels an attention head: 64 in every network of full size, 8 in shrunken ones."""
     return 64 if width >= 256 and width % 64 == 0 else 8
 
 
-def configs(shapes: Shapes, channels_a_head: int | None = None) -> dict[str, dict[str, Any]]:
+def configs(shapes: Shapes, heads: Heads = Heads()) -> dict[str, dict[str, Any]]:
     """The diffusers configuration of each component that a checkpoint of these shapes (released names) holds.
 
-    channels_a_head: of the U-Net and the ControlNet. Errors: ValueError that names the first tensor that is missing.
+    Errors: ValueError that names the first tensor that is missing.
     """
     made = {}
     for component, make in (
-        ("unet", lambda s: unet_config(s, channels_a_head)),
-        ("controlnet", lambda s: unet_config(s, channels_a_head)),
+        ("unet", lambda s: unet_config(s, heads.channels)),
+        ("controlnet", lambda s: unet_config(s, heads.channels)),
         ("vae", vae_config),
         ("hint_encoder", vae_config),
-        ("text_encoder", text_config),
+        ("text_encoder", lambda s: text_config(s, heads.text)),
     ):
         if own := part(shapes, component):
             try:
@@ -263,7 +271,10 @@ def unet_config(s: "_Checked", channels_a_head: int | None) -> dict[str, Any]:
     attended = [f"input_blocks.{i}.1.norm.weight" in s for i in first]
     middle = s.count(r"middle_block\.1\.transformer_blocks\.(\d+)\.")
     depths = [s.count(rf"input_blocks\.{i}\.1\.transformer_blocks\.(\d+)\.") or middle for i in first]
-    heads = [width // (channels_a_head or head_channels(widths[0])) for width in widths]
+    head = channels_a_head or head_channels(widths[0])
+    if any(width % head for width in widths):
+        raise ValueError(f"original_config: num_head_channels is {head} in it; a divisor of the widths {widths} is needed")
+    heads = [width // head for width in widths]
     config = {
         "in_channels": s["input_blocks.0.0.weight"][1],
         "block_out_channels": widths,
@@ -302,14 +313,14 @@ def vae_config(s: "_Checked") -> dict[str, Any]:
     return config
 
 
-def text_config(s: "_Checked") -> dict[str, Any]:
+def text_config(s: "_Checked", heads: int | None) -> dict[str, Any]:
     """Of the text tower up to its last block but one, whose output the U-Net was trained on."""
     width = s["token_embedding.weight"][1]
     return {
         "hidden_size": width,
         "intermediate_size": s["transformer.resblocks.0.mlp.c_fc.weight"][0],
         "num_hidden_layers": s.count(r"transformer\.resblocks\.(\d+)\.") - 1,
-        "num_attention_heads": width // head_channels(width),
+        "num_attention_heads": heads or width // head_channels(width),
         "max_position_embeddings": s["positional_embedding"][0],
         "vocab_size": s["token_embedding.weight"][0],
         "projection_dim": s["text_projection"][1] if "text_projection" in s else width,

@@ -129,8 +129,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> "DoSSRPipeline":
         """From a checkpoint in the released layout: dossr_default, dossr_onestep (.ckpt, .safetensors), DiffBIR v1.
 
-        original_config  the release's YAML file, or what it holds: for the channels of an attention head, which no tensor tells
-                         (default: 64, and 8 in networks narrower than 256).
+        original_config  the release's YAML file, or what it holds: for num_head_channels (and heads of a text_cfg), which no
+                         tensor tells (default: 64 channels a head, and 8 in networks narrower than 256).
         preprocessor     an RRDBNet file, for a checkpoint without one (DiffBIR's is another network).
         base             a folder of SD 2.1-base, for a checkpoint without text tower, and for the tokenizer.
         dtype            default: the checkpoint's. torch_dtype is its older name.
