@@ -169,6 +169,16 @@ def test_wrappings(released, folder, tmp_path, wrap):
     assert same(checkpoint.read(tmp_path / "model.ckpt"), released)
 
 
+def test_tensors_that_share_storage(released, tmp_path):
+    """As torch.save keeps them, and safetensors does not."""
+    one, two = "control_model.zero_convs.0.0.bias", "control_model.zero_convs.1.0.bias"
+    tied = released | {two: released[one]}
+    torch.save(tied, tmp_path / "tied.ckpt")
+    assert main(["convert", str(tmp_path / "tied.ckpt"), "-o", str(tmp_path / "folder")]) == 0
+    assert main(["convert", str(tmp_path / "folder"), "-o", str(tmp_path / "back.safetensors")]) == 0
+    assert same(checkpoint.read(tmp_path / "back.safetensors"), tied)
+
+
 def test_stored_prompts_are_the_recorded_embeddings(folder):
     recorded = golden_sd21.load("samples")
     tokens = torch.from_numpy(recorded["tokens"]).long()

@@ -16,7 +16,7 @@ from dosde.noise import Brownian
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from backbones.sd21 import DoSSRPipeline, memory
+from backbones.sd21 import DoSSRPipeline, checkpoint, memory
 from backbones.sd21.pipeline import mirrored
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
@@ -119,6 +119,60 @@ def test_the_files_of_the_released_command_line(pipe, recorded, fix, steps):
     difference = np.abs(made - recorded[f"cli/{fix}_s{steps}/png"].numpy().astype(int))
     assert difference.max() <= 1  # cut off at another multiple of 1/255
     assert (difference > 0).mean() < 5e-4
+
+
+def test_another_shape_of_model(tmp_path):
+    """Three levels in the U-Net, two in the VAE, latents of three channels, one block a level, a preprocessor of factor 2."""
+    net = {
+        "in_channels": 3,
+        "block_out_channels": [32, 64, 96],
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "transformer_layers_per_block": [1, 2, 1],
+        "attention_head_dim": [4, 8, 12],
+        "cross_attention_dim": 24,
+        "use_linear_projection": False,
+    }
+    up = {"out_channels": 3, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]}
+    encoder = {
+        "block_out_channels": [32, 64],
+        "layers_per_block": 1,
+        "latent_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+    }
+    text = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "vocab_size": 49408}
+    configs = {
+        "unet": net | up,
+        "controlnet": net | {"conditioning_channels": 3},
+        "vae": encoder | {"up_block_types": ["UpDecoderBlock2D"] * 2},
+        "hint_encoder": encoder,
+        "text_encoder": text | {"max_position_embeddings": 12, "hidden_act": "gelu", "pad_token_id": 0},
+        "preprocessor": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "scale": 2},
+    }
+    generator = seeded()
+    tensors = {
+        component: {
+            name: torch.randn(t.shape, generator=generator) / max(1, t[0].numel()) ** 0.5
+            for name, t in checkpoint.empty(component, config).state_dict().items()
+        }
+        for component, config in configs.items()
+    }
+    tables = {name: torch.from_numpy(table) for name, table in golden_sd21.load("schedule_buffers").items()}
+    released = checkpoint.to_released(tensors, tables)
+    last = {n.replace("blocks.2.", "blocks.3."): t + 1 for n, t in released.items() if "resblocks.2." in n}  # it is not used
+    save_file(released | last, tmp_path / "model.safetensors")
+    pipe = DoSSRPipeline.from_single_file(tmp_path / "model.safetensors")
+    pipe.set_progress_bar_config(disable=True)
+    assert (pipe.factor, pipe.multiple, pipe.preprocessor.config.scale) == (2, 8, 2)
+    for component, config in configs.items():
+        made = getattr(pipe, component).config
+        for name, value in config.items():
+            own = getattr(made, name)
+            assert (list(own) if isinstance(own, list | tuple) else own) == value, (component, name)
+    for tile in (None, 16, 24):
+        picture = torch.rand(3, 9, 14, generator=generator)
+        made = pipe(picture, 3, num_inference_steps=2, tile=tile, output_type="pt", guidance_scale=2.0).images
+        assert made.shape == (1, 3, 27, 42)
 
 
 # -- Sizes, modes, scales -----------------------------------------------------------------------------------------------------

@@ -77,12 +77,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     import torch
     from safetensors.torch import save_file
 
+    seen: set[int] = set()  # of the storages; safetensors takes no two tensors of one
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen:
+            tensors[name] = tensor.clone()
+        seen.add(place)
     part = path.with_name(f".{path.name}.part")
     try:
         if path.suffix == ".safetensors":
-            save_file({name: t.contiguous() for name, t in tensors.items()}, part, metadata={"format": "pt"})
+            save_file(tensors, part, metadata={"format": "pt"})
         else:
-            torch.save({"state_dict": dict(tensors)}, part)
+            torch.save({"state_dict": tensors}, part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
