@@ -70,8 +70,13 @@ def of_array(array: Array | Tensor) -> list[Picture]:
     width): uint8, uint16, or floating in [0, 1]. Errors: TypeError, ValueError.
     """
     ours = isinstance(array, Tensor)
-    values = array.detach().cpu() if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
-    what = f"image: {'tensor' if ours else 'array'} of shape {tuple(values.shape)}, {str(values.dtype)[6:]}"
+    what = f"image: {'tensor' if ours else 'array'} of shape {tuple(array.shape)}, {str(array.dtype).removeprefix('torch.')}"
+    if isinstance(array, Tensor):
+        values = array.detach().cpu()
+    elif array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:
+        values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # files have either order
+    else:
+        raise TypeError(f"{what}; uint8, uint16, or floating in [0, 1], is needed")
     if values.ndim == 2 and not ours:
         values = values[..., None]
     if values.ndim == 3:
@@ -164,12 +169,34 @@ def write(path: Path, picture: Picture) -> None:
         data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
-    try:
+    if os.name == "nt":  # has no locks of files, and moves no open one
         part.write_bytes(data)
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        return
+    import fcntl
+
+    while True:  # until it is ours alone: of processes that write it at once, one waits for the other
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is(part, file.fileno()):
+                continue  # the other one has moved it to its place meanwhile
+            try:
+                file.truncate(0)
+                file.write(data)
+                file.flush()
+                os.replace(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            return
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether the file that a descriptor has open is there under this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def check(path: Path, picture: Picture) -> None:
@@ -181,7 +208,9 @@ def check(path: Path, picture: Picture) -> None:
 def _plain(image: "Image") -> "Image":
     """As 8-bit grey or colour, with alpha where there is any."""
     clear = "transparency" in image.info or image.mode in ("PA", "RGBa", "La", "LA", "RGBA")
-    if image.mode in ("L", "1", "LA", "La"):
+    if image.mode == "La":  # converts to this alone
+        image = image.convert("LA")
+    if image.mode in ("L", "1", "LA"):
         return image.convert("RGBA").convert("LA") if clear else image.convert("L")
     return image.convert("RGBA" if clear else "RGB")
 

@@ -180,6 +180,7 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
         fail(f"{_NEEDS_SD21} ({error})")
     except ValueError as error:
         argument, _, rest = str(error).partition(":")
+        argument = "weights" if argument == "checkpoint" else argument
         fail(f"--{argument.replace('_', '-')}:{rest}")
     if arguments.scale < backbone.least_scale:
         fail(f"--scale: {arguments.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {name}")
@@ -289,7 +290,7 @@ def _one(
     )
     alpha = picture.alpha
     if alpha is not None:
-        alpha = torch.nn.functional.interpolate(alpha, colour.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+        alpha = images.resized(alpha, colour.shape[-2:])
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"

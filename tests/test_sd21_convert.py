@@ -7,6 +7,7 @@ from pathlib import Path
 
 import golden_sd21
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
@@ -303,6 +304,10 @@ def reshaped(t):
     t["first_stage_model.encoder.conv_out.weight"] = torch.zeros(8, 64, 3, 3)
 
 
+def counted(t):
+    t["model.diffusion_model.out.2.bias"] = t["model.diffusion_model.out.2.bias"].long()
+
+
 def without_control(t):
     for name in [n for n in t if n.startswith("control_model.")]:
         del t[name]
@@ -318,6 +323,7 @@ def without_hint(t):
         (dropped, "no tensor control_model.zero_convs.3.0.bias"),
         (added, "unexpected tensor model.diffusion_model.extra.weight"),
         (reshaped, r"first_stage_model.encoder.conv_out.weight has shape (8, 64, 3, 3); (8, 128, 3, 3) is needed"),
+        (counted, "model.diffusion_model.out.2.bias is int64; a floating tensor is needed"),
         (without_control, "no tensor control_model.*, the controlnet"),
         (without_hint, "a ControlNet with a latent hint, which takes more, is needed"),
     ],
@@ -342,7 +348,9 @@ def test_files_that_are_no_checkpoints(released, tmp_path, capsys):
     Trap.place = str(tmp_path / "executed")
     torch.save({"state_dict": {"a": torch.zeros(1)}, "callback": Trap()}, tmp_path / "trap.ckpt")
     (tmp_path / "old.pth").write_bytes(pickle.dumps({"state_dict": Trap()}))
+    torch.save({"state_dict": released, "callbacks": {Path: 1}}, tmp_path / "classes.ckpt")  # as training frameworks do
     (tmp_path / "text.ckpt").write_text("hello")
+    (tmp_path / "page.ckpt").write_text("<html>not found</html>")
     (tmp_path / "text.safetensors").write_text("hello, hello, hello")
     save_file(released, tmp_path / "whole.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-1000])
@@ -350,8 +358,10 @@ def test_files_that_are_no_checkpoints(released, tmp_path, capsys):
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "whole.ckpt").read_bytes()[:100000])
     torch.save({"a": 3}, tmp_path / "number.ckpt")
     for name, message in {
-        "trap.ckpt": "holds more than tensors, which loading would execute; refused",
+        "trap.ckpt": "holds more than tensors (getattr), which loading would execute; refused",
         "old.pth": "holds more than tensors",
+        "classes.ckpt": "holds more than tensors (pathlib.Path), which loading would execute; refused",
+        "page.ckpt": "is no whole file of tensors",
         "text.ckpt": "is no whole file of tensors",
         "text.safetensors": "is no whole file of tensors",
         "cut.safetensors": "is no whole file of tensors",
@@ -377,6 +387,37 @@ def outcome(arguments):
         return main(arguments)
     except SystemExit as stopped:
         return stopped.code
+
+
+def test_an_empty_folder_is_replaced_also_behind_a_link(folder, tmp_path, monkeypatch, capsys):
+    model = str(folder.parent / "model.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert main(["convert", model, "-o", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "model_index.json").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["convert", model, "-o", "."]) == 1
+    assert "--out: .; a folder other than the current one is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".ckpt"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, monkeypatch, capsys, suffix):
+    def full(*_, **__):
+        raise safetensors.SafetensorError("I/O error:\nNo space left on device (os error 28)")
+
+    def closed(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 2")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(torch, "save", closed)
+    source = folder if suffix else folder.parent / "model.safetensors"
+    assert main(["convert", str(source), "-o", str(tmp_path / f"out{suffix}")]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be written (" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_arguments_of_convert(folder, base, tmp_path, capsys):

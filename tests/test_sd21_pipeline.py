@@ -1,5 +1,6 @@
 """DoSSRPipeline: number for number the released model, at any size, in batches and tiles, in half precision."""
 
+import copy
 from pathlib import Path
 
 import golden_sd21
@@ -15,6 +16,9 @@ from dosde.noise import Brownian
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+
+import diffusers
+import huggingface_hub
 
 from backbones.sd21 import DoSSRPipeline, checkpoint, memory
 from backbones.sd21.pipeline import mirrored
@@ -310,6 +314,16 @@ def test_inputs(pipe):
     assert pipe(array, generator=seeded(), return_dict=False, **how)[0].shape == (1, 48, 64, 3)
 
 
+def test_bytes_of_either_order_and_premultiplied_grey(pipe):
+    array = np.array(drawn(8, 8, "RGB"))
+    how = {"num_inference_steps": 1, "output_type": "np"}
+    expected = pipe(array, generator=seeded(), **how).images
+    for kind in (">u2", "<u2"):
+        assert np.array_equal(pipe((array.astype(np.uint16) * 257).astype(kind), generator=seeded(), **how).images, expected)
+    made = pipe(drawn(8, 8, "LA").convert("La"), num_inference_steps=1).images[0]
+    assert made.mode == "LA"
+
+
 def test_mirrored():
     picture = torch.arange(6.0).reshape(1, 1, 2, 3)
     assert mirrored(picture, 4)[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [0, 1, 2, 2]]
@@ -331,6 +345,27 @@ def test_a_batch_equals_its_items_and_generators_equal_single_runs(pipe):
     again = pipe(pictures, generator=[seeded(i) for i in range(3)], prompt=[""] * 3, **how).images
     assert worst(again[2], pipe(pictures[2], generator=seeded(2), prompt="", **how).images[0]) < PIXEL
     assert worst(again[2], together[2]) > PIXEL
+
+
+def test_prompts_and_noise_are_one_a_picture(pipe):
+    """Also for pictures of several sizes, and as embeddings of any dtype; numbers may be numpy's."""
+    pictures = [torch.rand(3, 16, 16, generator=seeded(7)), torch.rand(3, 8, 16, generator=seeded(8))]
+    prompts = ["", "clean, high-resolution, 8k"]
+    embedded = torch.cat([pipe.encode_prompt(prompt) for prompt in prompts])
+    how = {"output_type": "pt", "num_inference_steps": np.int64(2), "guidance_scale": np.float32(2), "scale": np.float64(2)}
+    expected = [
+        pipe(picture, prompt=prompt, negative_prompt=negative, generator=seeded(i), **how).images[0]
+        for i, (picture, prompt, negative) in enumerate(zip(pictures, prompts, prompts[::-1], strict=True))
+    ]
+    for given in (
+        {"prompt": prompts, "negative_prompt": prompts[::-1]},
+        {"prompt": None, "prompt_embeds": embedded.double(), "negative_prompt_embeds": embedded.flip(0)},
+    ):
+        for noise in ("generator", "noise"):
+            made = pipe(pictures, **given, **{noise: [seeded(0), seeded(1)]}, **how).images
+            assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+    empty = pipe(pictures[0], negative_prompt=None, generator=seeded(), **how).images
+    assert torch.equal(empty, pipe(pictures[0], negative_prompt="", generator=seeded(), **how).images)
 
 
 def test_the_same_seed_gives_the_same_bits(pipe):
@@ -425,6 +460,16 @@ def test_a_constant_picture_stays_free_of_a_grid(blocks):
     assert spectrum.sum() < 1e-6 * total
 
 
+def test_files_in_the_cache_of_a_container_count_as_free(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.free(torch.device("cpu")) == 800_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free(torch.device("cpu")) > 800_000
+
+
 def test_auto_tiles_follow_the_memory(pipe):
     small, large = (1, 3, 64, 64), (1, 3, 512, 512)
     assert memory.tiles(pipe, small, 4, None) == memory.Tiles()
@@ -495,6 +540,49 @@ def test_save_load_and_components(pipe, tmp_path):
     assert torch.equal(again(picture, generator=seeded(), **how).images, pipe(picture, generator=seeded(), **how).images)
 
 
+def test_from_pipe_keeps_what_is_not_loaded(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "first")
+    loaded = DoSSRPipeline.from_pipe(DoSSRPipeline.from_pretrained(tmp_path / "first"))
+    loaded.save_pretrained(tmp_path / "second")
+    names = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("first", "second")]
+    assert names[0] == names[1]
+    assert {"text_encoder", "released.safetensors"} < set(names[1])
+
+
+def test_one_pass_for_equal_encoders_however_they_are_held(pipe):
+    """Weights made in inference mode, below torch.compile, a VAE of another kind."""
+    with torch.inference_mode():
+        made = copy.deepcopy(pipe)
+        for module in (made.vae, made.hint_encoder):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.clone()
+        assert not made._one_encoder()
+        made.hint_encoder.load_state_dict({name: made.vae.state_dict()[name] for name in made.hint_encoder.state_dict()})
+        made = copy.copy(made)
+        made._compared = None
+        assert made._one_encoder()
+    made = copy.deepcopy(pipe)
+    made.vae = torch.compile(made.vae, backend="eager")
+    assert not made._one_encoder()
+    made.vae = torch.nn.Identity()
+    assert not made._one_encoder()
+
+
+def test_another_scheduler_is_refused(pipe):
+    made = copy.deepcopy(pipe)
+    made.scheduler = diffusers.DDIMScheduler()
+    with pytest.raises(TypeError, match="scheduler: DDIMScheduler; a DoSDEScheduler is needed"):
+        made(torch.rand(3, 8, 8))
+
+
+def test_what_the_hub_is_told(pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path)
+    told = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: (told.update(how, name=name), tmp_path)[1])
+    DoSSRPipeline.from_pretrained("someone/dossr", revision="v2", token="secret", local_files_only=True)
+    assert (told["name"], told["revision"], told["token"], told["local_files_only"]) == ("someone/dossr", "v2", "secret", True)
+
+
 def test_other_prompts_need_the_text_tower(pipe, tmp_path):
     with pytest.raises(ValueError, match=r"prompt: 'a cat' needs a tokenizer, which this model lacks; one of \['clean, high-"):
         pipe(torch.rand(3, 8, 8), prompt="a cat")
@@ -544,6 +632,20 @@ def test_other_prompts_need_the_text_tower(pipe, tmp_path):
         ({"max_memory": 1000.0}, "max_memory: "),
         ({"guidance_scale": "x"}, "guidance_scale: 'x'; a number"),
         ({"grid": [0.5, 0.6]}, "grid"),
+        ({"image": np.zeros((4, 4, 3), object)}, r"image: array of shape \(4, 4, 3\), object; uint8, uint16, or floating"),
+        ({"max_memory": "6G"}, "max_memory: '6G'; a number of bytes"),
+        ({"max_memory": float("nan")}, "max_memory: nan; a number of bytes"),
+        ({"generator": 42}, "generator: 42; a torch.Generator"),
+        ({"noise": 3}, "noise: 3; a torch.Generator, a list of them"),
+        ({"noise": [torch.Generator()] * 2}, "noise: 2 of them; one, or 1"),
+        ({"controlnet_conditioning_scale": [1.0]}, r"controlnet_conditioning_scale: \[1.0\]; a number"),
+        ({"source": np.zeros(3)}, "source: ndarray; 'mode', 'sample'"),
+        ({"source": torch.full((1, 4, 8, 8), float("nan"))}, "source: float32, or NaN"),
+        ({"color_fix": ["wavelet"]}, r"color_fix: \['wavelet'\]; one of"),
+        ({"prompt_embeds": torch.zeros(1, 77, 5)}, r"prompt_embeds: shape \(1, 77, 5\); a tensor \(1, tokens, 32\)"),
+        ({"prompt_embeds": "a"}, "prompt_embeds: str; a tensor"),
+        ({"guidance_scale": 2.0, "negative_prompt": 3}, "negative_prompt: 3; a string"),
+        ({"guidance_scale": 2.0, "negative_prompt": "a cat"}, "negative_prompt: 'a cat' needs a tokenizer"),
     ],
 )
 def test_wrong_calls_are_refused_before_any_work(pipe, arguments, message, monkeypatch):

@@ -93,6 +93,8 @@ def load(
     if not sys.stderr.isatty():  # bars of the loading, which cannot be set for one call
         for library in ("diffusers", "transformers"):
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
+    if not -1e6 < guidance_scale < 1e6:
+        raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")
     place = _device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():
@@ -104,7 +106,7 @@ def load(
     pipe.to(place)
     with torch.no_grad():
         context = pipe.encode_prompt(prompt)
-        negative = pipe.encode_prompt(negative_prompt) if guidance_scale != 1 else None
+        negative = pipe.encode_prompt(negative_prompt, "negative_prompt") if guidance_scale != 1 else None
     return DoSSR(pipe, context, negative, guidance_scale, color_fix, source, tile, max_memory)
 
 

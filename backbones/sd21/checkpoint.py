@@ -1,6 +1,7 @@
 """Files of tensors, read as data (safetensors, or pickles of nothing but tensors), and what modules they make."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,12 +33,16 @@ def read(path: Path | str) -> Tensors:
         content = _content(path)
     except Exception as error:  # a broken file fails in as many ways as there are bytes
         said = " ".join(str(error).split())
-        if "Unsupported" in said or "WeightsUnpickler" in said:
+        with path.open("rb") as file:
+            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if pickled and any(sign in said for sign in ("Weights only load failed", "WeightsUnpickler", "Unsupported")):
+            named = re.search(r"GLOBAL (\S+)", said)
             raise ValueError(
-                f"checkpoint: {path} holds more than tensors, which loading would execute; refused. "
-                "Have its author save the state_dict alone, best as .safetensors"
+                f"checkpoint: {path} holds more than tensors{f' ({named[1]})' if named else ''}, which loading would execute; "
+                "refused. Have its author save the state_dict alone, best as .safetensors"
             ) from None
-        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({said[:120] or type(error).__name__})") from None
+        reason = said[:120] if " " in said else type(error).__name__
+        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({reason})") from None
     for outer in ("state_dict", "params_ema", "params"):
         if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
             content = content[outer]
@@ -96,6 +101,8 @@ def to_parts(released: Mapping[str, Tensor], heads: layout.Heads = layout.Heads(
                 raise ValueError(f"checkpoint: no tensor {name}")
             if tuple(tensor.shape) != entry.shape(wanted):
                 raise ValueError(f"checkpoint: {name} has shape {tuple(tensor.shape)}; {entry.shape(wanted)} is needed")
+            if not tensor.is_floating_point():
+                raise ValueError(f"checkpoint: {name} is {str(tensor.dtype)[6:]}; a floating tensor is needed")
             tensors[component] |= entry.split(tensor, wanted)
     blocks = configs.get("text_encoder", {}).get("num_hidden_layers", 0)
     ignored = () if "preprocessor" in configs else (layout.PREFIXES["preprocessor"],)

@@ -76,6 +76,8 @@ def check_out(folder: Path) -> None:
         raise ValueError(f"--out: {folder}; a folder is needed for a checkpoint")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"--out: {folder}; it exists and is not an empty folder")
+    if folder.resolve() == Path.cwd():
+        raise ValueError(f"--out: {folder}; a folder other than the current one is needed, which it would replace")
 
 
 def to_checkpoint(folder: Path, path: Path) -> None:

@@ -13,12 +13,16 @@ from torch import Tensor
 from . import checkpoint
 
 UNUSED = "released.safetensors"  # tensors of the released layout that no component uses
+OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # what diffusers users tell the hub
 _LEFT = "stabilityai/stable-diffusion-2-1-base"
 
 
-def checked(name: str | Path) -> Path:
-    """The folder of that name, or of that id on the hub. Errors: ValueError unless it is a whole DoSSRPipeline."""
-    folder = Path(name) if Path(name).exists() else of_hub(str(name), "weights")
+def checked(name: str | Path, **hub: Any) -> Path:
+    """The folder of that name, or of that id on the hub (hub: some of `OF_HUB`).
+
+    Errors: ValueError unless it is a whole DoSSRPipeline.
+    """
+    folder = Path(name) if Path(name).exists() else of_hub(str(name), "weights", **hub)
     if not folder.is_dir():
         raise ValueError(f"weights: {folder}; a folder is needed (a checkpoint file: `dosde convert {folder} -o FOLDER`)")
     index = folder / "model_index.json"
@@ -40,7 +44,7 @@ def checked(name: str | Path) -> Path:
     return folder
 
 
-def of_hub(name: str, argument: str) -> Path:
+def of_hub(name: str, argument: str, **hub: Any) -> Path:
     """A snapshot of a repository of the hub. Errors: ValueError, one line, also where there is no such folder or id."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -53,7 +57,8 @@ def of_hub(name: str, argument: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"{argument}: {name}; no such folder{gone}")
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.ckpt", "*.bin", "*.msgpack", "*.onnx*", "*.fp16.*"]))
+        ignored = ["*.ckpt", "*.bin", "*.msgpack", "*.onnx*", "*.fp16.*"]
+        return Path(snapshot_download(name, ignore_patterns=ignored, **hub))
     except (OSError, ValueError, HFValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(f"{argument}: {name}; no such folder, and the hub does not give it: {reason}{gone}") from None
@@ -73,8 +78,9 @@ def write_unused(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file (or a .ckpt, {"state_dict": tensors}), whole or not at all."""
+    """A safetensors file (or a .ckpt, {"state_dict": tensors}), whole or not at all. Errors: OSError."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()  # of the storages; safetensors takes no two tensors of one
@@ -91,6 +97,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         else:
             torch.save({"state_dict": tensors}, part)
         os.replace(part, path)
+    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+        raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -98,6 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """A new folder beside it that takes its place at the end, if nothing fails."""
+    folder = folder.resolve()  # behind a link
     part = folder.with_name(f".{folder.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

@@ -14,6 +14,8 @@ and the picture itself is held whole: I, the result, and what the colour fix nee
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ import torch
 if TYPE_CHECKING:
     from .pipeline import DoSSRPipeline
 
+_CGROUP = Path("/sys/fs/cgroup")
 _BUFFERS = 5  # pictures of the size of the output, float32
 _MOST = {"preprocess": 4096, "encode": 2048, "solve": 1024, "decode": 2048}  # trained at 512, attention grows with the square
 _SPARE = 0.8  # of what is free
@@ -50,10 +53,13 @@ def tiles(
     Errors: ValueError for a tile, or a memory, that is too small.
     """
     check_tile(pipe, tile)
+    given: object = max_memory
+    if given is not None and not (isinstance(given, Real) and 0 < float(given) < inf):
+        raise ValueError(f"max_memory: {max_memory!r}; a number of bytes above 0, or None, is needed")
     if tile is None:
         return Tiles()
-    if isinstance(tile, int):
-        side = tile // pipe.multiple * pipe.multiple
+    if not isinstance(tile, str):
+        side = int(tile) // pipe.multiple * pipe.multiple
         return Tiles(side, side, side, side)
     batch, _, *sides = shape
     # The preprocessor enlarges by a factor of its own.
@@ -81,7 +87,7 @@ def tiles(
 def check_tile(pipe: "DoSSRPipeline", tile: object) -> None:
     """Errors: ValueError unless it is "auto", None, or a side that the networks can take."""
     least = 2 * pipe.multiple
-    if tile is None or tile == "auto" or (isinstance(tile, int) and not isinstance(tile, bool) and tile >= least):
+    if tile is None or tile == "auto" or (not isinstance(tile, bool) and isinstance(tile, Integral) and int(tile) >= least):
         return
     raise ValueError(f"tile: {tile!r}; 'auto', None, or a side of at least {least} pixels of the output is needed")
 
@@ -110,7 +116,9 @@ def free(device: torch.device) -> float:
     import psutil
 
     available = float(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used, stat = (_CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if os.access(limit, os.R_OK) and (text := limit.read_text().strip()).isdigit():
-        available = min(available, int(text) - int(used.read_text()))
+        # What is cached of files counts as used there, and gives way: after a conversion it is all of the weights.
+        cached = dict(line.split() for line in stat.read_text().splitlines()).get("inactive_file", 0)
+        available = min(available, int(text) - int(used.read_text()) + int(cached))
     return available

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ import dosde
 from backbones import images
 from backbones.tiling import boxes, tiled
 from dosde.interop.diffusers import DoSDEScheduler
-from dosde.noise import as_noise
+from dosde.noise import Independent, as_noise
+from dosde.solve import _count, _version
 
 from . import checkpoint, colour, memory
 from .memory import Tiles
@@ -92,7 +94,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         from . import folders
 
-        folder = folders.checked(pretrained_model_name_or_path)
+        hub = {name: how[name] for name in folders.OF_HUB if name in how}
+        folder = folders.checked(pretrained_model_name_or_path, **hub)
         later: dict[str, Any] = {name: None for name in ("text_encoder", "tokenizer") if name not in how}
         if not folders.has(folder, "prompts"):
             later = {}
@@ -104,6 +107,14 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 checkpoint.aligned(module)
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **how: Any) -> "DoSSRPipeline":
+        """As in diffusers; the new pipeline finds text_encoder and tokenizer where the old one does."""
+        pipe: DoSSRPipeline = super().from_pipe(pipeline, **how)
+        if isinstance(pipeline, DoSSRPipeline):
+            pipe._folder, pipe._unused = pipeline._folder, pipeline._unused
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **how: Any) -> None:
@@ -138,8 +149,11 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         from . import convert
 
+        dtype = dtype or torch_dtype
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: {dtype!r}; a torch.dtype, or None, is needed")
         made = convert.parts_of_checkpoint(pretrained_model_link_or_path, original_config, preprocessor, base)
-        made = convert.cast(made, dtype or torch_dtype)
+        made = convert.cast(made, dtype)
         modules: dict[str, Any] = {
             name: checkpoint.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors
         }
@@ -183,10 +197,13 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         sides = [-(-max(1, round(side * scale)) // self.multiple) * self.multiple // self.factor for side in shape[-2:]]
         return (shape[0], int(self.vae.config.latent_channels), *sides)
 
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """(1, tokens, width), what the U-Net attends to. Errors: ValueError for a prompt that needs what is not here."""
+    def encode_prompt(self, prompt: str, argument: str = "prompt") -> Tensor:
+        """(1, tokens, width), what the U-Net attends to. argument: its name in errors.
+
+        Errors: ValueError for a prompt that needs what is not here.
+        """
         if not isinstance(prompt, str):
-            raise TypeError(f"prompt: {prompt!r}; a string, or one a picture, is needed")
+            raise TypeError(f"{argument}: {prompt!r}; a string, or one a picture, is needed")
         stored = None if self.prompts is None else self.prompts(prompt)
         if stored is not None:
             embedded: Tensor = stored.to(self._execution_device, self.unet.dtype)
@@ -196,7 +213,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             what = " and a ".join(missing)
             kept = [] if self.prompts is None else list(self.prompts.config.prompts)
             raise ValueError(
-                f"prompt: {prompt!r} needs a {what}, which this model lacks; one of {kept} is stored, and converting with "
+                f"{argument}: {prompt!r} needs a {what}, which this model lacks; one of {kept} is stored, and converting with "
                 "--base FOLDER (SD 2.1-base) adds what is missing"
             )
         self._load_text()
@@ -413,15 +430,16 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _one_encoder(self) -> bool:
         """Whether hint encoder and VAE hold equal weights (where fine-tuning starts), so that one pass serves both."""
-        theirs = self.vae.state_dict()
-        if any(tensor.is_meta for tensor in theirs.values()):  # offloaded, module by module
+        own, theirs = (_plain(module).state_dict() for module in (self.hint_encoder, self.vae))
+        if not own.keys() <= theirs.keys():  # a VAE of another kind
             return False
-        state = self.hint_encoder.state_dict()
-        versions = tuple(
-            (t.data_ptr(), t._version, theirs[name].data_ptr(), theirs[name]._version) for name, t in state.items()
-        )
+        pairs = [(tensor, theirs[name]) for name, tensor in own.items()]
+        if any(tensor.is_meta for pair in pairs for tensor in pair):  # offloaded, module by module
+            return False
+        versions = tuple((t.data_ptr(), _version(t)) for pair in pairs for t in pair)
         if self._compared is None or self._compared[0] != versions:
-            self._compared = versions, all(torch.equal(tensor, theirs[name]) for name, tensor in state.items())
+            # On the host: with model offload one may be on the device, and the other not.
+            self._compared = versions, all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
         return self._compared[1]
 
     @torch.no_grad()
@@ -433,7 +451,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         order: int | None = 3,
         guidance_scale: float = 1.0,
         prompt: str | Sequence[str] = PROMPT,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] | None = "",
         generator: Generators = None,
         color_fix: str = "wavelet",
         source: str | Tensor = "mode",
@@ -457,7 +475,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         scale          any positive number: the output has sides round(side x scale).
         num_inference_steps, order   of `dosde.solve`; the order is at most the steps.
         guidance_scale 1: without. Otherwise two passes, with negative_prompt as well.
-        prompt         one, or one a picture.
+        prompt, negative_prompt   one, or one a picture; None for the latter is the empty one. prompt_embeds,
+                       negative_prompt_embeds: what `encode_prompt` makes of them, (1 or pictures, tokens, width), instead.
         generator      a torch.Generator, or one a picture, which gets the noise that it would have alone.
         color_fix      wavelet, adain or none.
         source         "mode", as in training; "sample", as the release infers; or noise to sample with.
@@ -467,18 +486,25 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
                        3), "pt" (batch, 3, height, width), both in [0, 1], or "latent".
         callback_on_step_end   (pipeline, step, timestep, {"latents": x}) after each step. Setting pipeline._interrupt ends the
                        solve with the best estimate so far. Latents cannot be replaced, and are the one tensor input.
-        method, grid, noise   of `dosde.solve`; default: the scheduler's. noise replaces the generator in the solve.
+        method, grid, noise   of `dosde.solve`; default: the scheduler's. noise replaces the generator in the solve; of
+                       generators, one a picture.
 
         Returns ImagePipelineOutput(images), or (images,) unless return_dict; lists for "pil" and pictures of several sizes.
         Errors: ValueError or TypeError before any work.
         """
         pictures = _pictures(image)
-        steps = num_inference_steps
+        steps = _count("num_inference_steps", num_inference_steps)
+        order = None if order is None else _count("order", order)
         callback, inputs = callback_on_step_end, callback_on_step_end_tensor_inputs
-        self._check(scale, steps, order, color_fix, source, output_type, guidance_scale, callback, inputs)
-        for name, given in (("prompt", prompt), ("generator", generator)):
+        conditioning = controlnet_conditioning_scale
+        self._check(scale, color_fix, source, output_type, guidance_scale, conditioning, callback, inputs)
+        scale, negative_prompt = float(scale), "" if negative_prompt is None else negative_prompt
+        per_picture = {"prompt": prompt, "negative_prompt": negative_prompt, "generator": generator, "noise": noise}
+        for name, given in per_picture.items():
             if isinstance(given, Sequence) and not isinstance(given, str) and len(given) != len(pictures):
                 raise ValueError(f"{name}: {len(given)} of them; one, or {len(pictures)} (one a picture), is needed")
+        Independent(generator)  # their errors, before any work
+        as_noise(noise)
         self._interrupt = False
         if order is None and method is None:
             order = self.scheduler.order_for(steps)
@@ -494,26 +520,24 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             if isinstance(source, Tensor) and tuple(source.shape) != latent:
                 raise ValueError(f"source: a tensor of shape {tuple(source.shape)}; noise of shape {latent} is needed")
             jobs.append((first, last, memory.tiles(self, shape, scale, tile, max_memory, guidance_scale != 1)))
-        asked: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        embedded = [self.encode_prompt(p) for p in asked] if prompt_embeds is None else [prompt_embeds]
+        context = self._embedded("prompt", prompt, prompt_embeds, len(pictures))
         negative = None
         if guidance_scale != 1:
-            negative = self.encode_prompt(negative_prompt) if negative_prompt_embeds is None else negative_prompt_embeds
+            negative = self._embedded("negative_prompt", negative_prompt, negative_prompt_embeds, len(pictures))
         results: list[Tensor] = []
         for first, last, tiles in jobs:
             rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
-            own = generator[first:last] if isinstance(generator, Sequence) else generator
-            context = torch.cat(embedded if len(embedded) == 1 else embedded[first:last])
+            own, drawn = (given[first:last] if isinstance(given, Sequence) else given for given in (generator, noise))
             made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
             model = self.denoiser(
                 made.hint,
-                context,
-                negative,
+                _of(context, first, last),
+                None if negative is None else _of(negative, first, last),
                 guidance_scale,
-                conditioning_scale=controlnet_conditioning_scale,
+                conditioning_scale=conditioning,
                 tile=tiles.solve,
             )
-            drawn = own if noise is None else noise
+            drawn = own if noise is None else drawn
             x0 = self._solve(model, made.x_hat0, steps, order, callback_on_step_end, noise=drawn, **how)
             if output_type == "latent":
                 results += x0.chunk(len(x0))
@@ -523,6 +547,18 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.maybe_free_model_hooks()
         images_out = _output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
+
+    def _embedded(self, name: str, prompt: str | Sequence[str], embeds: Tensor | None, count: int) -> Tensor:
+        """(1 or count, tokens, width) of one prompt, or one a picture, or as given. Errors: ValueError, TypeError."""
+        if embeds is None:
+            asked: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+            return torch.cat([self.encode_prompt(one, name) for one in asked])
+        width = self.unet.config.cross_attention_dim
+        if not isinstance(embeds, Tensor) or embeds.ndim != 3 or embeds.shape[0] not in (1, count) or embeds.shape[2] != width:
+            what = f"shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__
+            batch = "1" if count == 1 else f"1 or {count}"
+            raise ValueError(f"{name}_embeds: {what}; a tensor ({batch}, tokens, {width}) is needed")
+        return embeds.to(self._execution_device, self.unet.dtype)
 
     def _solve(
         self,
@@ -564,30 +600,32 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _check(
         self,
         scale: object,
-        steps: object,
-        order: object,
         color_fix: str,
         source: object,
         output_type: str,
         guidance_scale: object,
+        conditioning: object,
         callback: object,
-        inputs: Sequence[str],
+        inputs: Sequence[str] | None,
     ) -> None:
-        if not isinstance(scale, int | float) or not 0 < scale <= 64:
+        if not isinstance(self.scheduler, DoSDEScheduler):
+            raise TypeError(f"scheduler: {type(self.scheduler).__name__}; a DoSDEScheduler is needed")
+        if not isinstance(scale, Real) or not 0 < float(scale) <= 64:
             raise ValueError(f"scale: {scale!r}; a number above 0, up to 64, is needed")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"num_inference_steps: {steps!r}; a positive integer is needed")
-        if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
-            raise ValueError(f"order: {order!r}; a positive integer, or None, is needed")
-        if color_fix not in colour.COLOUR_FIXES:
+        if not isinstance(color_fix, str) or color_fix not in colour.COLOUR_FIXES:
             raise ValueError(f"color_fix: {color_fix!r}; one of {', '.join(colour.COLOUR_FIXES)} is needed")
-        if not isinstance(source, Tensor) and source not in ("mode", "sample"):
-            raise ValueError(f"source: {source!r}; 'mode', 'sample', or noise in the shape of x_hat0, is needed")
+        if isinstance(source, Tensor) and not (source.is_floating_point() and source.isfinite().all()):
+            raise ValueError(f"source: {str(source.dtype)[6:]}, or NaN or infinity in it; finite floating noise is needed")
+        if not isinstance(source, Tensor) and not (isinstance(source, str) and source in ("mode", "sample")):
+            said = repr(source) if isinstance(source, str) else type(source).__name__
+            raise ValueError(f"source: {said}; 'mode', 'sample', or noise in the shape of x_hat0, is needed")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type: {output_type!r}; one of pil, np, pt, latent is needed")
-        if not isinstance(guidance_scale, int | float) or not abs(guidance_scale) < 1e6:
+        if not isinstance(guidance_scale, Real) or not -1e6 < float(guidance_scale) < 1e6:
             raise ValueError(f"guidance_scale: {guidance_scale!r}; a number is needed, 1 for none")
-        if list(inputs) != ["latents"] and list(inputs):
+        if not isinstance(conditioning, Real) or not -1e6 < float(conditioning) < 1e6:
+            raise ValueError(f"controlnet_conditioning_scale: {conditioning!r}; a number is needed")
+        if inputs is not None and list(inputs) not in ([], ["latents"]):
             raise ValueError(f"callback_on_step_end_tensor_inputs: {inputs!r}; ['latents'] is needed, there is no other")
         if callback is not None and not callable(callback):
             raise TypeError(f"callback_on_step_end: {callback!r}; a function is needed")
@@ -616,6 +654,17 @@ def mirrored(picture: Tensor, multiple: int) -> Tensor:
             index = torch.arange(-(-side // multiple) * multiple, device=picture.device) % (2 * side)
             picture = picture.index_select(axis, torch.where(index < side, index, 2 * side - 1 - index))
     return picture
+
+
+def _plain(module: Any) -> torch.nn.Module:
+    """What torch.compile made it of, if it did."""
+    plain: torch.nn.Module = getattr(module, "_orig_mod", module)
+    return plain
+
+
+def _of(context: Tensor, first: int, last: int) -> Tensor:
+    """The part of some pictures, where there is one a picture."""
+    return context if len(context) == 1 else context[first:last]
 
 
 def _runs(sizes: Sequence[Any]) -> list[tuple[int, int]]:
