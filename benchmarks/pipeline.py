@@ -6,13 +6,13 @@
     python benchmarks/pipeline.py --device cuda --dtype bfloat16 --side 128,512 --steps 1,3,5 --alone --name pipeline_cuda
     ... --compile default --name pipeline_compiled         and, with CUDA graphs, --compile reduce-overhead
 
-The clock is around the networks and the stages of the pipeline itself while it runs, and each stage has the seconds that no stage
-inside it has; so they add up to the whole. Solver: `dosde.solve` without the networks. Glue: all the rest (from picture to tensor
-and back, padding, latents).
+The clock is around the networks and the stages of the pipeline itself while it runs, and each stage has the seconds that no
+stage inside it has; so they add up to the whole. Solver: `dosde.solve` without the networks. Glue: all the rest (from picture
+to tensor and back, padding, latents).
 
-The released computation: the same pipeline and weights with plain attention, softmax(q k^T) v, two passes of the text tower (its
-own stage) and one more of the encoder, and every tensor contiguous. Each round runs every computation once; ratios are within a round.
-On a machine that others use, --threads 1 --cpu-time counts processor seconds, which they disturb less.
+The released computation: the same pipeline and weights with plain attention, softmax(q k^T) v, two passes of the text tower
+(its own stage), one more of the encoder, and every tensor contiguous. Each round runs every computation once; ratios are within
+a round. On a machine that others use, --threads 1 --cpu-time counts processor seconds, which they disturb less.
 
 Prints a table; writes it into docs/benchmarks.md (where that has the marks), benchmarks/results/NAME.json and docs/NAME.png.
 """
@@ -22,6 +22,7 @@ import functools
 import math
 import statistics
 import time
+import unittest.mock
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def text_config(width: int) -> dict[str, Any]:
 
 
 def random_module(component: str, config: dict[str, Any]) -> nn.Module:
-    """Of weights with a variance of one over the inputs of an output, and of norms that change nothing; made once, in float32."""
+    """Of weights with a variance of one over the inputs of an output, and of norms that change nothing; in float32."""
     from backbones.sd21 import checkpoint
 
     generator, tensors = torch.Generator().manual_seed(0), {}
@@ -112,7 +113,7 @@ def random_pipeline(size: str) -> Any:
     made = configs(size)
     prompts = PromptEmbeddings([PROMPT], 77, made["unet"]["cross_attention_dim"])
     prompts.embeddings.normal_(generator=torch.Generator().manual_seed(1))
-    modules = {component: random_module(component, config) for component, config in made.items()}
+    modules: dict[str, Any] = {component: random_module(component, config) for component, config in made.items()}
     return DoSSRPipeline(**modules, scheduler=DoSDEScheduler(shift="dossr", t1=0.5), prompts=prompts)
 
 
@@ -184,24 +185,26 @@ def clocked(pipe: Any, clock: Clock, compiled: dict[str, Callable[..., Any]]) ->
         module = getattr(pipe, name)
         changes.append((module, "forward", clock.around(stage, compiled.get(name, module.forward))))
     inner = {"encoder": pipe.vae.encoder, "decoder": pipe.vae.decoder, "hint": pipe.hint_encoder, "rrdb": pipe.preprocessor}
-    return changes + [(inner[name], "forward", run) for name, run in compiled.items() if name in inner and inner[name] is not None]
+    return changes + [
+        (inner[name], "forward", run) for name, run in compiled.items() if name in inner and inner[name] is not None
+    ]
 
 
 def compiled(pipe: Any, mode: str) -> dict[str, Callable[..., Any]]:
     """The forward passes of the networks under torch.compile. reduce-overhead: with CUDA graphs."""
     modules = {"controlnet": pipe.controlnet, "unet": pipe.unet, "encoder": pipe.vae.encoder, "decoder": pipe.vae.decoder}
-    modules |= {"hint": pipe.hint_encoder, "rrdb": pipe.preprocessor}
+    modules |= {"hint": pipe.hint_encoder} | ({} if pipe.preprocessor is None else {"rrdb": pipe.preprocessor})
 
     def copied(run: Callable[..., Any]) -> Callable[..., Any]:
         """The next graph writes over the outputs of this one."""
 
         def called(*args: Any, **how: Any) -> Any:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return _clone(run(*args, **how))
 
         return called
 
-    runs = {name: torch.compile(m.forward, mode=mode, dynamic=False) for name, m in modules.items() if m is not None}
+    runs = {name: torch.compile(m.forward, mode=mode, dynamic=False) for name, m in modules.items()}
     return {name: copied(run) for name, run in runs.items()} if mode == "reduce-overhead" else runs
 
 
@@ -223,6 +226,8 @@ def plain(pipe: Any) -> Iterator[None]:
     """Attention as softmax(q k^T) v, and contiguous weights, for a while."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
+    from backbones.sd21 import pipeline
+
     layers = [m for net in networks(pipe) for m in net.modules() if isinstance(m, Attention)]
     before = [layer.processor for layer in layers]
     weights = [p for net in networks(pipe) for p in net.parameters()]
@@ -232,7 +237,8 @@ def plain(pipe: Any) -> Iterator[None]:
             layer.set_processor(AttnProcessor())
         for p in weights:
             p.data = p.data.contiguous()
-        yield
+        with unittest.mock.patch.object(pipeline, "_lay_out"):
+            yield
     finally:
         for layer, processor in zip(layers, before, strict=True):
             layer.set_processor(processor)
@@ -240,7 +246,7 @@ def plain(pipe: Any) -> Iterator[None]:
             p.data = p.data.contiguous(memory_format=layout)
 
 
-def released(pipe: Any, text: nn.Module, clock: Clock) -> tuple[Callable[[], object], list[tuple[Any, str, Any]]]:
+def released(pipe: Any, tower: nn.Module, clock: Clock) -> tuple[Callable[[], object], list[tuple[Any, str, Any]]]:
     """What it does before the pipeline (the text tower on two prompts), and what in it (a third pass of an encoder)."""
     tokens = torch.zeros(1, 77, dtype=torch.long, device=pipe.device)
     moments = pipe._moments
@@ -248,7 +254,7 @@ def released(pipe: Any, text: nn.Module, clock: Clock) -> tuple[Callable[[], obj
     def twice() -> None:
         for _ in range(2):
             with clock.stage("text"), torch.no_grad():
-                text(tokens)
+                tower(tokens)
 
     def source(reference: Any, *args: Any, tile: int | None = None, **how: Any) -> Any:
         with clock.stage("encode"):
@@ -259,12 +265,12 @@ def released(pipe: Any, text: nn.Module, clock: Clock) -> tuple[Callable[[], obj
 
 
 def run_once(
-    pipe: Any, clock: Clock, picture: Any, steps: int, text: nn.Module | None, made: dict[str, Callable[..., Any]], tile: Any
+    pipe: Any, clock: Clock, picture: Any, steps: int, tower: nn.Module | None, made: dict[str, Callable[..., Any]], tile: Any
 ) -> dict[str, float]:
     """Seconds by stage, and `total`, of the pipeline on a picture; with a text tower, of the released computation."""
     before, changes = (lambda: None), clocked(pipe, clock, made)  # type: tuple[Callable[[], object], list[Any]]
-    if text is not None:
-        before, more = released(pipe, text, clock)
+    if tower is not None:
+        before, more = released(pipe, tower, clock)
         changes += more
     clock.seconds = {}
     with replaced(changes):
@@ -291,7 +297,7 @@ def loaded(options: argparse.Namespace, dtype: str) -> Any:
     pipe.set_progress_bar_config(disable=True)
     if options.channels_last:
         for net in networks(pipe):
-            net.to(memory_format=torch.channels_last)
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return pipe.to(options.device)
 
 
@@ -314,25 +320,25 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     clock = Clock(device, time.process_time if options.cpu_time else time.perf_counter)
     pipes = {dtype: loaded(options, dtype) for dtype in options.dtype}
     compilations = {dtype: compiled(pipe, options.compile) if options.compile else {} for dtype, pipe in pipes.items()}
-    texts: dict[str, nn.Module | None] = {OURS: None}
+    towers: dict[str, nn.Module | None] = {OURS: None}
     if not options.alone:
         width = next(iter(pipes.values())).unet.config.cross_attention_dim
-        texts[RELEASED] = random_module("text_encoder", text_config(width)).to(device)
+        towers[RELEASED] = random_module("text_encoder", text_config(width)).to(device)
     rows = []
     for side in options.side:
         picture = np.random.default_rng(0).random((side, side, 3), np.float32)
         for steps in options.steps:
-            made: dict[tuple[str, str], list[dict[str, float]]] = {(name, dtype): [] for name in texts for dtype in pipes}
+            made: dict[tuple[str, str], list[dict[str, float]]] = {(name, dtype): [] for name in towers for dtype in pipes}
             for i in range(options.warmup + options.repeats):
                 for (name, dtype), runs in made.items():
-                    pipe, text = pipes[dtype], texts[name]
-                    if text is None:
+                    pipe, tower = pipes[dtype], towers[name]
+                    if tower is None:
                         seconds = run_once(pipe, clock, picture, steps, None, compilations[dtype], options.tile)
                     else:
                         with _quiet():
-                            text.to(getattr(torch, dtype))
+                            tower.to(getattr(torch, dtype))
                         with plain(pipe):
-                            seconds = run_once(pipe, clock, picture, steps, text, {}, options.tile)
+                            seconds = run_once(pipe, clock, picture, steps, tower, {}, options.tile)
                     print(f"  {side}x{side}, {steps} steps, {name}, {dtype}: {seconds['total']:.2f} s", flush=True)
                     if i >= options.warmup:
                         runs.append(seconds)
@@ -347,7 +353,7 @@ def median(row: dict[str, Any]) -> dict[str, float]:
 
 def ratio(row: dict[str, Any], over: dict[str, Any]) -> float:
     """Of the totals, the median over rounds."""
-    return statistics.median(a["total"] / b["total"] for a, b in zip(row["runs"], over["runs"], strict=True))
+    return statistics.median(float(a["total"]) / float(b["total"]) for a, b in zip(row["runs"], over["runs"], strict=True))
 
 
 def find(rows: list[dict[str, Any]], like: dict[str, Any], name: str, dtype: str) -> dict[str, Any] | None:
@@ -384,6 +390,11 @@ def goals(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def text(rows: list[dict[str, Any]]) -> str:
+    """What goes into docs/benchmarks.md."""
+    return table(rows) + "\n\n" + goals(rows).replace("\n", "  \n")
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
@@ -404,16 +415,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    return lambda given: [kind(part) for part in given.split(",")]
+
+
+def _tile(given: str) -> str | int | None:
+    return given if given == "auto" else int(given) or None
+
+
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    several = lambda kind: lambda text: [kind(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--weights", help="a folder that `dosde convert` wrote, instead of random weights")
     parser.add_argument("--size", choices=("full", "small"), default="full", help="of the random weights")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", type=several(str), default=["float32"], help="float32,bfloat16,float16")
-    parser.add_argument("--steps", type=several(int), default=[5])
-    parser.add_argument("--side", type=several(int), help="of the low-resolution picture: 128; 16 at small size")
-    parser.add_argument("--tile", type=lambda text: text if text == "auto" else int(text) or None, default="auto", help="0: whole")
+    parser.add_argument("--dtype", type=_several(str), default=["float32"], help="float32,bfloat16,float16")
+    parser.add_argument("--steps", type=_several(int), default=[5])
+    parser.add_argument("--side", type=_several(int), help="of the low-resolution picture: 128; 16 at small size")
+    parser.add_argument("--tile", type=_tile, default="auto", help="a side, auto, or 0: the picture whole")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--warmup", type=int, help="rounds before; default: 1 on an accelerator or with --compile, else 0")
     parser.add_argument("--alone", action="store_true", help="without the released computation")
@@ -452,12 +470,11 @@ def main() -> None:
     made = numbers(options)
     if options.name:
         report.save(options.name, made)
-    text = table(made["rows"]) + "\n\n" + goals(made["rows"]).replace("\n", "  \n")
-    print(f"\ntorch {made['torch']}, {made['device']}\n\n{text}")
+    print(f"\ntorch {made['torch']}, {made['device']}\n\n{text(made['rows'])}")
     if options.name:
         document = ROOT / "docs" / "benchmarks.md"
         if f"<!-- {options.name}: begin -->" in document.read_text():
-            report.insert(document, options.name, text)
+            report.insert(document, options.name, text(made["rows"]))
         plot(made["rows"], ROOT / "docs" / f"{options.name}.png")
 
 

@@ -333,6 +333,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         multiple: int,
     ) -> Tensor:
         """A stage, in tiles, and again in a wider type where float16 overflows. Errors: ValueError for NaN or infinity."""
+        _lay_out(module)
         count = _tile_count(inputs[0], tile, multiple)
         with self._bar(count, name, disable=count == 1) as bar:
             out = _in_tiles(run, inputs, tile, scale, multiple, lambda *_: bar.update())
@@ -562,6 +563,14 @@ def mirrored(picture: Tensor, multiple: int) -> Tensor:
             index = torch.arange(-(-side // multiple) * multiple, device=picture.device) % (2 * side)
             picture = picture.index_select(axis, torch.where(index < side, index, 2 * side - 1 - index))
     return picture
+
+
+def _lay_out(module: torch.nn.Module) -> None:
+    """Channels last in the half types, a tenth faster. Not in float32: there PyTorch's group norm loses digits in it."""
+    layout = torch.contiguous_format if module.dtype == torch.float32 else torch.channels_last
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 def _runs(sizes: Sequence[Any]) -> list[tuple[int, int]]:
