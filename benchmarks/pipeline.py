@@ -11,8 +11,8 @@ stage inside it has; so they add up to the whole. Solver: `dosde.solve` without 
 to tensor and back, padding, latents).
 
 The released computation: the same pipeline and weights with plain attention, softmax(q k^T) v, two passes of the text tower
-(its own stage), one more of the encoder, and every tensor contiguous. Each round runs every computation once; ratios are within
-a round. On a machine that others use, --threads 1 --cpu-time counts processor seconds, which they disturb less.
+(its own stage), one more of the encoder, contiguous weights, and malloc as it is. Each round runs every computation once;
+ratios are within a round. On a machine that others use, --threads 1 --cpu-time counts processor seconds, which they disturb less.
 
 Prints a table; writes it into docs/benchmarks.md (where that has the marks), benchmarks/results/NAME.json and docs/NAME.png.
 """
@@ -223,10 +223,10 @@ def networks(pipe: Any) -> list[nn.Module]:
 
 @contextmanager
 def plain(pipe: Any) -> Iterator[None]:
-    """Attention as softmax(q k^T) v, and contiguous weights, for a while."""
+    """Attention as softmax(q k^T) v, contiguous weights, and memory as malloc has it, for a while."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
-    from backbones.sd21 import pipeline
+    from backbones.sd21 import heap, pipeline
 
     layers = [m for net in networks(pipe) for m in net.modules() if isinstance(m, Attention)]
     before = [layer.processor for layer in layers]
@@ -237,7 +237,8 @@ def plain(pipe: Any) -> Iterator[None]:
             layer.set_processor(AttnProcessor())
         for p in weights:
             p.data = p.data.contiguous()
-        with unittest.mock.patch.object(pipeline, "_lay_out"):
+        patched = unittest.mock.patch.object
+        with patched(pipeline, "_lay_out"), patched(heap, "_glibc", lambda: None):
             yield
     finally:
         for layer, processor in zip(layers, before, strict=True):

@@ -30,7 +30,7 @@ from backbones.tiling import boxes, tiled
 from dosde.interop.diffusers import DoSDEScheduler
 from dosde.noise import as_noise
 
-from . import checkpoint, colour, memory
+from . import checkpoint, colour, heap, memory
 from .memory import Tiles
 from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
 from .rrdb import RRDBNet
@@ -334,9 +334,11 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> Tensor:
         """A stage, in tiles, and again in a wider type where float16 overflows. Errors: ValueError for NaN or infinity."""
         _lay_out(module)
+        heap.trim()
         count = _tile_count(inputs[0], tile, multiple)
         with self._bar(count, name, disable=count == 1) as bar:
             out = _in_tiles(run, inputs, tile, scale, multiple, lambda *_: bar.update())
+        heap.trim()
         if out.isfinite().all():
             return out
         dtype = module.dtype
@@ -390,6 +392,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self._compared[1]
 
     @torch.no_grad()
+    @heap.kept()
     def __call__(
         self,
         image: Any,
