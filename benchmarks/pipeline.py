@@ -12,7 +12,8 @@ to tensor and back, padding, latents).
 
 The released computation: the same pipeline and weights with plain attention, softmax(q k^T) v, two passes of the text tower
 (its own stage), one more of the encoder, contiguous weights, and malloc as it is. Each round runs every computation once;
-ratios are within a round. On a machine that others use, --threads 1 --cpu-time counts processor seconds, which they disturb less.
+ratios are within a round. On a machine that others use, --threads 1 --cpu-time counts processor seconds, which they disturb
+less.
 
 Prints a table; writes it into docs/benchmarks.md (where that has the marks), benchmarks/results/NAME.json and docs/NAME.png.
 """
