@@ -1,6 +1,6 @@
 # make demo   upscale the bundled photograph (sets up .venv first)
 # make test   all tests            make lint   ruff and mypy
-# make docs   API pages in site/   make bench  the tables and plots of docs/ (half an hour)
+# make docs   API pages in site/   make bench  the tables and plots of docs/ (an hour)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/tune.py
+	$(BIN)/python benchmarks/pipeline.py --dtype float32,bfloat16 --repeats 3  # full size: half an hour, 13 GB
 
 # One stamp an extra: set up once, and again when what is installed changes.
 $(VENV)/.%: pyproject.toml constraints.txt

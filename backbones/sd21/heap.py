@@ -1,0 +1,54 @@
+"""Memory of the CPU that is used again rather than given back: about a tenth of the time of the networks.
+
+glibc returns every large tensor to the kernel as soon as it is freed, and the kernel fills the pages of the next one with zeros
+first. Here malloc keeps them while a pipeline runs, and gives back what is free before and after each stage.
+"""
+
+import ctypes
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_TRIM, _MAP = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+_KEPT = {_MAP: 1 << 30, _TRIM: (1 << 31) - 1}
+_USUAL = {_MAP: 32 << 20, _TRIM: 64 << 20}  # where glibc's own adjustment ends once a large tensor has been freed
+_lock, _inside = threading.Lock(), 0
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """While it lasts, malloc gives nothing back but by `trim`. Nothing changes where the C library is not glibc."""
+    _count(1)
+    try:
+        yield
+    finally:
+        _count(-1)
+        trim()
+
+
+def trim() -> None:
+    """Gives free memory back to the system."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _count(more: int) -> None:
+    global _inside
+    with _lock:
+        before, _inside = _inside, _inside + more
+        libc = _glibc()
+        if libc is not None and 0 in (before, _inside):
+            for name, value in (_KEPT if _inside else _USUAL).items():
+                libc.mallopt(name, value)
+
+
+@functools.cache
+def _glibc() -> Any:
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if all(hasattr(libc, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim")) else None
+    except (OSError, TypeError):
+        return None
