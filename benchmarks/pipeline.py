@@ -252,7 +252,8 @@ def plain(pipe: Any) -> Iterator[None]:
 
 def _scores(layer: Any, query: torch.Tensor, key: torch.Tensor, attention_mask: object = None) -> torch.Tensor:
     """Product, scale and softmax one after the other, as the released code has them."""
-    return (torch.einsum("bid,bjd->bij", query, key) * layer.scale).softmax(-1)
+    scores: torch.Tensor = torch.einsum("bid,bjd->bij", query, key) * layer.scale
+    return scores.softmax(-1)
 
 
 def released(pipe: Any, tower: nn.Module, clock: Clock) -> tuple[Callable[[], object], list[tuple[Any, str, Any]]]:
