@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..images import luma
+from backbones.images import luma
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Range = tuple[float, float]
