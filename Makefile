@@ -32,6 +32,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/tune.py
+	$(BIN)/python benchmarks/degradation.py
 
 # One stamp an extra: set up once, and again when what is installed changes.
 $(VENV)/.%: pyproject.toml constraints.txt

@@ -367,6 +367,26 @@ def test_global_random_states_are_neither_read_nor_changed():
     assert not torch.equal(results[0], degradation.degrade(picture, 4, 6))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_resizes_are_torchs_whatever_the_number_of_threads(mode):
+    """Torch's bilinear, with which threads matter, is replaced; the others must not change with them."""
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for _ in range(60):
+            h, w, *size = torch.randint(1, 180, (4,), generator=generator).tolist()
+            picture = torch.rand(3, h, w, generator=generator)
+            options = {} if mode == "area" else {"align_corners": False}
+            expected = torch.nn.functional.interpolate(picture[None], size, mode=mode, **options)[0]
+            results = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                results.append(degradation._resized(picture, size, mode))
+            torch.testing.assert_close(results[0], expected, rtol=0, atol=1e-4)  # torch's places are in float32
+            assert torch.equal(*results)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_one_stage_and_three_are_possible():
     stage = REAL_ESRGAN.stages[1]
     for stages in ((stage,), (*REAL_ESRGAN.stages, stage)):

@@ -203,6 +203,10 @@ class Bundled:
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
         return cropped(self._pictures[index % len(self.names)], self.crop, generator)
 
+    def whole(self, name: str) -> Tensor:
+        """One of `names`, (3, height, width)."""
+        return self._pictures[self.names.index(name)].float() / 255
+
 
 @dataclass(frozen=True)
 class Procedural:

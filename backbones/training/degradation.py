@@ -211,7 +211,7 @@ class Drawn:
         words = [[str(part) for part in step if part is not None] for step in parts]
         for text, step in zip(words[:-1], self.steps[:-1], strict=True):
             text.append(f"JPEG {step.quality}")
-        end = [self.mode] if self.sinc is None else [self.mode, str(self.sinc)]
+        end = [f"1/{self.scale} {self.mode}", *([] if self.sinc is None else [str(self.sinc)])]
         jpeg = f"JPEG {self.steps[-1].quality}"
         words[-1] += [jpeg, *end] if self.jpeg_first else [*end, jpeg]
         return " | ".join("; ".join(text) for text in words)
@@ -355,8 +355,18 @@ def _blurred(x: Tensor, blur: Blur | None) -> Tensor:
 
 
 def _resized(x: Tensor, size: Sequence[int], mode: str) -> Tensor:
-    options = {} if mode == "area" else {"align_corners": False}
-    return torch.nn.functional.interpolate(x[None], tuple(size), mode=mode, **options)[0]
+    if mode != "bilinear":
+        options = {} if mode == "area" else {"align_corners": False}
+        return torch.nn.functional.interpolate(x[None], tuple(size), mode=mode, **options)[0]
+    # Torch's own rounds otherwise with one thread, as in a worker, than with more.
+    for dim, target in zip((1, 2), size, strict=True):
+        count = x.shape[dim]
+        place = ((torch.arange(target, dtype=torch.float64) + 0.5) * count / target - 0.5).clamp(0, count - 1)
+        below = place.long()
+        above = (below + 1).clamp(max=count - 1)
+        part = (place - below).float().reshape((-1, 1) if dim == 1 else (1, -1))
+        x = (1 - part) * x.index_select(dim, below) + part * x.index_select(dim, above)
+    return x
 
 
 # The draws.
