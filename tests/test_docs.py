@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ablation
 import convergence
+import degradation
 import few_step
 import interop
 import overhead
@@ -57,6 +58,11 @@ def test_tables_are_what_the_benchmarks_wrote():
     assert inside.strip() == overhead.table(rows, counts) + "\n\n" + overhead.goals(rows, counts)
     numbers, document = report.load("interop"), (ROOT / "docs" / "interop.md").read_text()
     assert report.between(document, "interop")[1].strip() == interop.table(numbers["steps"], numbers["rows"])
+
+
+def test_the_contact_sheet_is_of_the_draws_beside_it():
+    assert report.between((ROOT / "docs" / "training.md").read_text(), "degradation")[1].strip() == degradation.table()
+    assert (ROOT / "docs" / "degradation.jpg").stat().st_size < 200_000
 
 
 def test_the_readme_names_make_targets_that_exist():

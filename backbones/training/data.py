@@ -1,0 +1,300 @@
+"""Pictures to train on, square and in colour, each a function of (seed, epoch, index) whatever the number of workers.
+
+A source knows how to make the picture of an index from a generator: `Folder`, `Bundled`, `Procedural`, or `Mixed` of them.
+`Samples` is the data set of a source for torch's DataLoader, with the low-resolution picture where a degradation is given, and
+`Order` the endless, resumable order in which to draw from it:
+
+    >>> from backbones.training.degradation import REAL_ESRGAN
+    >>> samples = Samples(Procedural(64), REAL_ESRGAN, seed=1)
+    >>> {name: tuple(picture.shape) for name, picture in samples[0, 7].items()}  # epoch 0, index 7
+    {'hr': (3, 64, 64), 'lr': (3, 16, 16)}
+    >>> list(Order(len(samples), seed=1, start=10_000, stop=10_002))  # after 10 epochs
+    [(10, 869), (10, 49)]
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from backbones import images
+
+from . import procedural
+from .degradation import Degradation, apply, sample
+
+TRAINED = {
+    "skimage": (
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "cell.png",
+        "clock_motion.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "moon.png",
+        "motorcycle_left.png",
+        "motorcycle_right.png",
+        "page.png",
+        "retina.jpg",
+        "rocket.jpg",
+        "text.png",
+    ),
+    "sklearn": ("flower.jpg",),
+}
+"""What `Bundled` has, by the package that brings it."""
+
+HELD_OUT = {"skimage": ("chelsea.png", "coffee.png"), "sklearn": ("china.jpg",)}
+"""Never trained on: to measure by."""
+
+_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+
+
+class Source(Protocol):
+    """Pictures of one size."""
+
+    crop: int
+
+    def __len__(self) -> int:
+        """The pictures of an epoch."""
+
+    def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        """(3, crop, crop), float32 in [0, 1], all chance from this generator."""
+
+
+@dataclass(frozen=True)
+class Samples(Dataset[dict[str, Tensor]]):
+    """dict(hr=(3, crop, crop), lr=(3, crop/scale, crop/scale)) of an index, in epoch 0, or of (epoch, index).
+
+    Without a degradation: hr alone. Errors: ValueError for a crop that the scale does not divide.
+    """
+
+    source: Source
+    degradation: Degradation | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.degradation is not None and self.source.crop % self.degradation.scale:
+            raise ValueError(f"crop: {self.source.crop}; a multiple of the scale {self.degradation.scale} is needed")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self.source):
+            raise IndexError(f"index: {index} of {len(self.source)} pictures")
+        pictures = {"hr": self.source.picture(index, np.random.default_rng([self.seed, epoch, index, 0]))}
+        if self.degradation is not None:
+            drawn = sample(self.degradation, np.random.default_rng([self.seed, epoch, index, 1]))
+            pictures["lr"] = apply(pictures["hr"], drawn)
+        return pictures
+
+
+@dataclass(frozen=True)
+class Order(Sampler[tuple[int, int]]):
+    """(epoch, index) from sample number `start` on, forever or to `stop`; each epoch in its own order, by (seed, epoch)."""
+
+    length: int
+    seed: int = 0
+    start: int = 0
+    stop: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        number = self.start
+        while self.stop is None or number < self.stop:
+            epoch, first = divmod(number, self.length)
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.length).tolist()
+            for index in order[first : None if self.stop is None else first + self.stop - number]:
+                yield epoch, index
+                number += 1
+
+    def __len__(self) -> int:
+        if self.stop is None:
+            raise TypeError("an order without stop has no length")
+        return max(0, self.stop - self.start)
+
+
+class Folder:
+    """Pictures of a folder and the folders in it, in full resolution, cropped, mirrored and turned at random.
+
+    Grey becomes colour; alpha is dropped. A picture that cannot be read is named in a warning and another one taken instead.
+    small: whether pictures smaller than the crop are an error ("refuse") or left out and counted in `skipped` ("skip").
+    Errors: ValueError for no folder, no picture, small pictures.
+    """
+
+    def __init__(self, path: Path | str, crop: int, small: str = "refuse") -> None:
+        if small not in ("refuse", "skip"):
+            raise ValueError(f"small: {small!r}; 'refuse' or 'skip'")
+        self.crop = _positive("crop", crop)
+        root = Path(path)
+        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+        if not found:
+            raise ValueError(f"folder: {root}; {'it holds no pictures' if root.is_dir() else 'there is no such folder'}")
+        sizes = {p: size for p in found if (size := _size(p)) is not None}
+        too_small = [p for p, size in sizes.items() if min(size) < crop]
+        if too_small and small == "refuse":
+            named = ", ".join(f"{p.relative_to(root)} ({sizes[p][0]}x{sizes[p][1]})" for p in too_small[:5])
+            more = ", ..." if len(too_small) > 5 else ""
+            raise ValueError(
+                f"folder: {len(too_small)} of {len(found)} pictures are smaller than the crop {crop}: {named}{more}"
+            )
+        self.skipped = len(too_small)
+        self.paths = [p for p, size in sizes.items() if min(size) >= crop]
+        if not self.paths:
+            raise ValueError(f"folder: {root}; none of {len(found)} pictures can be read and is as large as the crop {crop}")
+        self._broken: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        """Errors: ValueError where no picture can be read."""
+        first = self._read(self.paths[index])
+        if first is not None:
+            return cropped(first, self.crop, generator)
+        for other in generator.permutation(len(self.paths)):
+            colour = self._read(self.paths[other])
+            if colour is not None:
+                return cropped(colour, self.crop, generator)
+        raise ValueError(f"folder: none of {len(self.paths)} pictures can be read, {self.paths[index]} among them")
+
+    def _read(self, path: Path) -> Tensor | None:
+        if path in self._broken:
+            return None
+        try:
+            colour = images.read(path).colour
+            if min(colour.shape[-2:]) < self.crop:
+                raise ValueError(f"it has become smaller than the crop {self.crop}")
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever is wrong with a file costs that file alone
+            _warn(path, error)
+            self._broken.add(path)
+            return None
+        return colour[0].expand(3, -1, -1)
+
+
+class Bundled:
+    """scikit-image's pictures and, where it is installed, scikit-learn's `flower`, cropped, mirrored and turned at random.
+
+    They are `TRAINED`, without those smaller than the crop; `names` are those left. An epoch has `repeat` crops of each.
+    """
+
+    def __init__(self, crop: int, repeat: int = 1) -> None:
+        self.crop, self.repeat = _positive("crop", crop), _positive("repeat", repeat)
+        pictures = {name: colour for name, colour in _bundled(TRAINED).items() if min(colour.shape[-2:]) >= crop}
+        if not pictures:
+            raise ValueError(f"crop: {crop}; no bundled picture is as large (scikit-image, of the extra `images`, brings them)")
+        self.names, self._pictures = list(pictures), list(pictures.values())
+
+    def __len__(self) -> int:
+        return self.repeat * len(self.names)
+
+    def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        return cropped(self._pictures[index % len(self.names)], self.crop, generator)
+
+    def whole(self, name: str) -> Tensor:
+        """One of `names`, (3, height, width)."""
+        return self._pictures[self.names.index(name)].float() / 255
+
+
+@dataclass(frozen=True)
+class Procedural:
+    """`procedural.picture`: no data, and no picture twice."""
+
+    crop: int
+    length: int = 1000
+
+    def __post_init__(self) -> None:
+        _positive("crop", self.crop)
+        _positive("length", self.length)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        return procedural.picture(self.crop, generator)
+
+
+class Mixed:
+    """(source, weight) each: every picture is one of a source drawn by the weights, so the index says nothing of which.
+
+    Errors: ValueError for no source, a weight that is not positive, different crops.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Source, float]], length: int | None = None) -> None:
+        weights = np.array([weight for _, weight in parts], float)
+        if not len(parts) or not np.isfinite(weights).all() or weights.min() <= 0:
+            raise ValueError(f"weights: {weights.tolist()}; at least one source, and positive weights, are needed")
+        crops = {source.crop for source, _ in parts}
+        if len(crops) > 1:
+            raise ValueError(f"crop: {sorted(crops)}; one crop for all sources is needed")
+        self.crop = crops.pop()
+        self.sources, self.shares = [source for source, _ in parts], weights / weights.sum()
+        self.length = sum(map(len, self.sources)) if length is None else _positive("length", length)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        source = self.sources[generator.choice(len(self.sources), p=self.shares)]
+        return source.picture(int(generator.integers(len(source))), generator)
+
+
+def held_out() -> dict[str, Tensor]:
+    """The pictures of `HELD_OUT`, whole, (3, height, width) by name; `china` only where scikit-learn is installed."""
+    return {name: colour.float() / 255 for name, colour in _bundled(HELD_OUT).items()}
+
+
+def cropped(colour: Tensor, crop: int, generator: np.random.Generator) -> Tensor:
+    """A square of (3, height, width), anywhere, in one of its eight positions; float32 in [0, 1], of uint8 too."""
+    y, x = (int(generator.integers(n - crop + 1)) for n in colour.shape[-2:])
+    turns, mirror = int(generator.integers(4)), bool(generator.integers(2))
+    square = torch.rot90(colour[:, y : y + crop, x : x + crop], turns, (1, 2))
+    square = square.flip(2) if mirror else square
+    return (square.float() / 255 if square.dtype == torch.uint8 else square).contiguous()
+
+
+def _bundled(names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """uint8 (3, height, width), by name."""
+    found = {}
+    for package, files in names.items():
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or [])[:1] if spec else []:
+            for path in (Path(root, _FOLDERS[package], file) for file in files):
+                if path.exists():  # releases differ in what they bring
+                    found[path.stem] = (images.read(path).colour[0].expand(3, -1, -1) * 255).round().byte()
+    return found
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """From the header alone; None, with a warning, where there is none."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as image:
+            return image.size
+    except Exception as error:
+        _warn(path, error)
+        return None
+
+
+def _warn(path: Path, error: Exception) -> None:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    warnings.warn(f"{path}: cannot be read and is left out ({reason})", stacklevel=4)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name}: {value}; at least 1 is needed")
+    return value
