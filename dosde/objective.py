@@ -21,7 +21,7 @@ def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: 
     """What `predicts` names (see `prediction`), at x_t = process.sample(x0, x_hat0, t, z).
 
     x0, x_hat0, z: one shape; t: one time, or one a sample (shape (batch,)). Written in z, so that a small sigma costs no
-    digits. Errors: ValueError for another name, or for vp_eps and v at sigma = 0.
+    digits. Errors: ValueError for another name, for vp_eps and v at sigma = 0, and for flow at b = 0 (of a process with noise).
     """
     if predicts not in get_args(Predicts):
         raise ValueError(f"predicts: {predicts!r}; one of {', '.join(get_args(Predicts))}")
@@ -37,6 +37,12 @@ def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: 
         return z
     if predicts == "sigma_eps":
         return sigma * z
+    if predicts == "flow":
+        if process.noise_free:
+            return x_hat0 - x0
+        if not (m.b > 0).all():
+            raise ValueError(f"t: {t}; there is no flow where b = 0")
+        return x_hat0 - x0 + sigma / b * z
     if not (m.sigma > 0).all():
         raise ValueError(f"t: {t}; there is no {predicts} where sigma = 0")
     vp_eps = z + b / sigma * (x_hat0 - x0)

@@ -185,21 +185,24 @@ def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[
     if not (times[-1] >= 0 and times[0] <= 1 and (times[1:] < times[:-1]).all()):
         raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
     m = process(times.reshape(-1, *[1] * len(process.field_shape)))
-    lam = m.lam.reshape(steps + 1, -1)
+    name, lam = ("lam", m.lam) if m.sigma.any() else ("b/a", m.b / m.a)  # without noise the source is what fades
+    lam = lam.reshape(steps + 1, -1)
     moves = (lam[1:] < lam[:-1]).any(1)  # of a field, some element is enough: the others stand still
     if not moves.all() or lam[-1].isinf().any():
         i = int((~moves).nonzero()[0]) + 1 if not moves.all() else steps
         raise ValueError(
-            f"grid: time {times[i]:g} at index {i} has lam = {float(lam[i].max()):g}; lam must fall from one time to the next, "
-            f"so only the first time may have a = 0 (lam infinite): start at t1 = {process.t1:g} or below"
+            f"grid: time {times[i]:g} at index {i} has {name} = {float(lam[i].max()):g}; {name} must fall from one time to the "
+            f"next, so only the first time may have a = 0 ({name} infinite): start at t1 = {process.t1:g} or below"
         )
-    if not (m.sigma[:-1] > 0).all():
+    if m.sigma.any() and not (m.sigma[:-1] > 0).all():
         i = int((m.sigma[:-1].reshape(steps, -1) <= 0).any(1).nonzero()[0])
         raise ValueError(f"grid: time {times[i]:g} at index {i} has sigma = 0; only the last time may")
     return [Marginal(*row) for row in zip(m.t.unbind(), m.a.unbind(), m.b.unbind(), m.sigma.unbind(), strict=True)]
 
 
 def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
+    if not m.sigma.any():
+        return source * m.alpha.to(source)
     zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)
     return _noised(m, source, _checked_noise(draw(zero, first.u, source), source))
 
