@@ -14,6 +14,7 @@ import dosde
 from dosde import expansion, method, objective, prediction, process, schedule, shift
 from dosde.prediction import convert
 
+
 def corrected(marginals, order):
     return method.flow(marginals, order, corrector=True)
 
@@ -138,7 +139,7 @@ def test_one_step_is_the_regression_mean(predicts):
 
 
 def test_order_1_is_euler_in_the_velocity():
-    """x_t = x_s + (t - s) v, bit for bit but rounding, and starts at x_hat0 with no noise drawn."""
+    """x_t = x_s + (t - s) v, to rounding, and starts at x_hat0 with no noise drawn."""
 
     def net(x, x_hat0, t):
         return torch.tanh(x * (1 + t)) - 0.3 * x_hat0
@@ -161,7 +162,7 @@ def test_it_is_the_ode_of_diffusion_whose_noise_is_the_source(order):
     ours = dosde.solve(model, x_hat0, 12, order, process=model.process, method=method.flow)
     diffusion = dosde.Process(lambda t: (1 - t, t), shift.none())
     theirs = dosde.solve(
-        model, x_hat0, 12, order, process=diffusion, noise=lambda u, u_next, like: x_hat0,
+        model.__call__, x_hat0, 12, order, process=diffusion, noise=lambda u, u_next, like: x_hat0,
         method=lambda m, order: method.ode(m, order, variable=expansion.eta),
     )  # fmt: skip
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-13)
