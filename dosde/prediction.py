@@ -15,8 +15,8 @@ With m = (a, b, sigma) at t, alpha = a + b, and x = a x0 + b x_hat0 + sigma eps:
 
 ResShift's four are x0 (its xstart), residual, eps (epsilon) and sigma_eps (epsilon_scale: kappa sqrt(eta) eps).
 
-x0 cannot be had from eps, sigma_eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0; from
-flow where b = 0. At sigma = 0 there is no noise to be told from x.
+x0 cannot be had from eps, sigma_eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0;
+from flow where b = 0. At sigma = 0 there is no noise to be told from x.
 """
 
 import functools

@@ -263,9 +263,7 @@ class Process:
         if self.field_shape:
             raise ValueError(f"lam: eta is a field of shape {self.field_shape}, so lam has no single inverse; give times")
         if self.noise_free:
-            raise ValueError(
-                "lam: sigma = 0 at all times of this process, so lam tells none apart; give times, or grid.uniform"
-            )
+            raise ValueError("lam: sigma = 0 at all times of this process, and so is lam; give times, or grid.uniform")
         lam = torch.as_tensor(lam, dtype=torch.float64, device="cpu")
         least, most = self(0.0).lam, self(self.t1).lam
         if not ((lam >= least) & (lam <= most)).all():

@@ -324,7 +324,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x = x.clone()
         _advance(x, source, past, step, fresh if variance_noise is None else lambda *_: variance_noise)
         if index == len(self._numbers) - 1:
-            _check_finite(sums, _sum(x.detach()), self.plan)
+            _check_finite(sums, _sum(x.detach()), [step.t for step in self.plan])
         self._past, self._sums, self._step_index = past[: self._kept - 1], sums, index + 1
         prev_sample = self._rounded(x, sample.dtype)
         estimate = x_theta.to(sample.dtype, copy=True)  # not the one that is kept
