@@ -3,9 +3,9 @@
     Algorithm 1 (naive)    x_t = D(x_theta, t)
     Algorithm 2            x_t = x_s - D(x_theta, s) + D(x_theta, t),      x_theta = model(x_s, x_hat0, s)
 
-No x_t is random, and no process is meant: D is any function. Where D = x0 + t e for one e, Algorithm 2 stays on D(x0, t) whatever
-the model returns: what it gets wrong cancels. For D(x0, t) = (1 - t) x0 + t x_hat0 it is Euler's step of the rectified flow
-(`method.flow`) with the velocity x_hat0 - x_theta.
+No x_t is random, and D is any function: there is no process here. Where D(x0, t) = x0 + t e with one e for all x0, Algorithm 2
+stays on D(x0, t) whatever the model returns: what it gets wrong cancels. For D(x0, t) = (1 - t) x0 + t x_hat0 it is a step of
+Euler's on the rectified flow (`method.flow`) with the velocity x_hat0 - x_theta.
 
 The model learns x0 from D(x0, t), by the mean of |model(degrade(x0, t), x_hat0, t) - x0| over x0 and t.
 """
@@ -13,6 +13,7 @@ The model learns x0 from D(x0, t), by the mean of |model(degrade(x0, t), x_hat0,
 import functools
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def solve(
     >>> torch.allclose(solve(lambda x, x_hat0, t: x0, x_hat0, degrade), x0, atol=1e-5)
     True
     """
-    for name, value in (("model", model), ("degrade", degrade), ("callback", callback or print)):
+    given: dict[str, object] = {"model": model, "degrade": degrade} | ({} if callback is None else {"callback": callback})
+    for name, value in given.items():
         if not callable(value) or isinstance(value, type):
             raise TypeError(f"{name}: {_described(value)}; a function is needed")
     times = _times(_count("steps", steps), grid)
@@ -71,13 +73,13 @@ def solve(
     source = x_hat0.to(_state_dtype(x_hat0))
     _check_start(degrade, source)
     x, sums, levels = source, [], times.tolist()
-    for i, (s, t) in enumerate(_with_progress(list(zip(times[:-1], times[1:], strict=True)), progress)):
+    for i, (s, t) in enumerate(_with_progress(list(pairwise(times)), progress)):
         x_theta = model(x.to(x_hat0.dtype, copy=True), x_hat0, s)
         _check_output(x_theta, x, i, levels[i])
         sums.append(_sum(x_theta))
         if callback is not None:
             callback(i, s, x.clone(), x_theta)
-        estimate = x_theta.to(x.dtype)
+        estimate = x_theta.detach().to(x.dtype)
         x = _degraded(degrade, estimate, t) if naive else x - _degraded(degrade, estimate, s) + _degraded(degrade, estimate, t)
     _check_finite(sums, _sum(x), levels[:-1], "degrade")
     return x.to(x_hat0.dtype, copy=True)
@@ -105,8 +107,8 @@ def blur(std: float | Callable[[Tensor], Tensor]) -> Degrade:
         raise ValueError(f"std: {std!r}; a number of pixels >= 0, or a function of t, is needed")
 
     def degrade(x0: Tensor, t: Tensor) -> Tensor:
-        if x0.ndim < 2:
-            raise ValueError(f"x0: shape {tuple(x0.shape)}; a picture (..., height, width) is needed")
+        if x0.ndim < 2 + torch.as_tensor(t).ndim:
+            raise ValueError(f"x0: shape {tuple(x0.shape)}; pictures (..., height, width), one a time t, are needed")
         t = _over_batch(t, x0)
         s = torch.as_tensor(std(t), dtype=torch.float64, device="cpu") if callable(std) else std * t
         if not ((s >= 0) & s.isfinite()).all():
@@ -159,9 +161,8 @@ def _times(steps: int, grid: Tensor | Sequence[float] | None) -> Tensor:
 def _check_start(degrade: Degrade, source: Tensor) -> None:
     same = _degraded(degrade, source, torch.zeros((), dtype=torch.float64, device="cpu"))
     if not torch.allclose(same, source, rtol=1e-3, atol=1e-3 * float(source.abs().max())):
-        raise ValueError(
-            f"degrade: D(x, 0) differs from x by up to {float((same - source).abs().max()):.3g}; D(x, 0) = x is needed"
-        )
+        most = float((same - source).abs().max())
+        raise ValueError(f"degrade: D(x, 0) differs from x by up to {most:.3g} for x = x_hat0; D(x, 0) = x is needed")
 
 
 def _degraded(degrade: Degrade, x0: Tensor, t: Tensor) -> Tensor:

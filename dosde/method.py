@@ -2,7 +2,7 @@
 
     x_t = keep x_s + hat x_hat0 + sum_i new_i x_theta_i + noise z,      x_theta_0 the newest output
 
-and with c in [0, 1], rho = lam_t / lam_s, all but `matched` satisfy
+and with c in [0, 1], rho = lam_t / lam_s, all but `matched`, and `flow` where sigma = 0, satisfy
 
     keep = c sigma_t / sigma_s     hat = b_t - keep b_s     sum new = a_t (1 - c rho)     noise = sigma_t sqrt(1 - c^2)
 

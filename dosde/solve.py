@@ -332,7 +332,7 @@ def _check_finite(sums: Sequence[Tensor], last: Tensor, times: Sequence[float], 
         i = finite.index(False)
         if i == len(times):
             raise ValueError(
-                f"{other}: the result is not finite, though every output of the model was; finite {other} is needed"
+                f"{other}: the result is not finite, though every output of the model was; finite values are needed"
             )
         raise ValueError(f"model: returned NaN or infinity at step {i}, t = {times[i]:g}; finite values are needed")
 

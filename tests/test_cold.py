@@ -74,8 +74,7 @@ def test_the_naive_algorithm_by_hand():
 
 
 def test_algorithm_2_restores_from_linear_estimates_better_than_the_naive():
-    """Deblurring by regression, the best linear estimate of each cosine mode of a Gaussian 1/f picture: Algorithm 2 keeps more
-    of the lost power, which is what it is for."""
+    """Deblurring a Gaussian 1/f picture by the best linear estimate of each cosine mode: Algorithm 2 keeps more power."""
     n = 32
     modes, k = cold._modes(n), torch.arange(n, dtype=torch.float64)
     power = 1 / (1 + k[:, None] ** 2 + k**2)
@@ -158,11 +157,11 @@ def never(x, x_hat0, t):
     (lambda: cold.solve(never, X, cold.blur(1.0), 0), ValueError, "steps: 0; a positive integer"),
     (lambda: cold.solve(never, X.long(), cold.blur(1.0)), TypeError, "x_hat0: a int64 tensor"),
     (lambda: cold.solve(never, X * math.nan, cold.blur(1.0)), ValueError, "holds NaN"),
-    (lambda: cold.solve(never, X, cold.blur(1.0), 2, grid=[1, 0]), ValueError, r"times of shape \(2,\) with steps = 2; 3 times"),
+    (lambda: cold.solve(never, X, cold.blur(1.0), 2, grid=[1, 0]), ValueError, r"shape \(2,\) with steps = 2; 3 times"),
     (lambda: cold.solve(never, X, cold.blur(1.0), 2, grid=[0, 0.5, 1]), ValueError, "they must decrease"),
     (lambda: cold.solve(never, X, cold.blur(1.0), 2, grid="uniform"), TypeError, "grid: 'uniform'; 3 times"),
-    (lambda: cold.solve(never, X, lambda x, t: x + 1), ValueError, r"degrade: D\(x, 0\) differs from x by up to 1 "),
-    (lambda: cold.solve(never, X, lambda x, t: x[:1]), ValueError, r"degrade: returned a .* at t = 0; a float32 tensor of shape"),
+    (lambda: cold.solve(never, X, lambda x, t: x + t + 1), ValueError, r"degrade: D\(x, 0\) differs from x by up to 1 "),
+    (lambda: cold.solve(never, X, lambda x, t: x[:1]), ValueError, r"degrade: returned a .* at t = 0; a float32"),
     (lambda: cold.solve(never, X[0, 0, 0], cold.blur(1.0)), ValueError, r"x0: shape \(4,\); pictures"),
     (lambda: cold.blur(-1.0), ValueError, "std: -1.0; a number of pixels"),
     (lambda: cold.blur(lambda t: -t)(X, TIME), ValueError, r"std: \[-0.7\] at t = \[0.7\]"),
@@ -170,7 +169,7 @@ def never(x, x_hat0, t):
     (lambda: cold.solve(lambda x, x_hat0, t: x[:1], X, cold.blur(1.0)), ValueError, "model: returned .* at step 0, t = 1;"),
     (lambda: cold.solve(lambda x, x_hat0, t: x * (math.nan if t < 0.5 else 1), X, cold.blur(1.0)), ValueError,
      "model: returned NaN or infinity at step 3, t = 0.4"),
-    (lambda: cold.solve(lambda x, x_hat0, t: 1 + x, X, lambda x, t: x / (x == 1)), ValueError, "degrade: the result is not finite"),
+    (lambda: cold.solve(lambda x, x_hat0, t: 1 + x, X, lambda x, t: x / (x == 1), 1), ValueError, "degrade: the result is not"),
 ])  # fmt: skip
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
