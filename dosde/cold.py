@@ -64,10 +64,10 @@ def solve(
     >>> torch.allclose(solve(lambda x, x_hat0, t: x0, x_hat0, degrade), x0, atol=1e-5)
     True
     """
-    given: dict[str, object] = {"model": model, "degrade": degrade} | ({} if callback is None else {"callback": callback})
-    for name, value in given.items():
-        if not callable(value) or isinstance(value, type):
-            raise TypeError(f"{name}: {_described(value)}; a function is needed")
+    _check_function("model", model)
+    _check_function("degrade", degrade)
+    if callback is not None:
+        _check_function("callback", callback)
     times = _times(_count("steps", steps), grid)
     _check_tensor(x_hat0)
     source = x_hat0.to(_state_dtype(x_hat0))
@@ -156,6 +156,11 @@ def _times(steps: int, grid: Tensor | Sequence[float] | None) -> Tensor:
     if not (times[-1] >= 0 and times[0] <= 1 and (times[1:] < times[:-1]).all()):
         raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
     return times
+
+
+def _check_function(name: str, value: object) -> None:
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{name}: {_described(value)}; a function is needed")
 
 
 def _check_start(degrade: Degrade, source: Tensor) -> None:
