@@ -89,13 +89,21 @@ def test_identities(data, kappa, corrector):
 @pytest.mark.filterwarnings("ignore:order")
 def test_orders(order, flow, corrector, expected):
     """Against the closed form, in which the law of x_hat0 becomes that of x0."""
-    model, x_hat0 = Gaussian(flow), torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64)
+    model, x_hat0 = Gaussian(flow, c=0.1), torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64)
     how, errors = corrected if corrector else method.flow, []
     for steps in (32, 64, 128):
         x0 = dosde.solve(model, x_hat0, steps, order, process=flow, method=how)
         errors.append(float((x0 - model.transported(x_hat0)).abs().max()))
     assert math.log2(errors[1] / errors[2]) == pytest.approx(expected, abs=0.2)
     assert errors[2] > 1e-11
+
+
+@given(s0=st.floats(0.2, 2), s1=st.floats(0.2, 2), correlation=st.floats(-0.3, 0.9), means=st.tuples(*[st.floats(-2, 2)] * 2))
+def test_it_takes_the_law_of_the_source_to_that_of_x0(s0, s1, correlation, means):
+    """N(m1, s1^2) becomes N(m0, s0^2), monotone, whatever the covariance of the two."""
+    model, x_hat0 = Gaussian(SLOW, *means, s0, s1, correlation * s0 * s1), torch.tensor([-1.3, 0.4], dtype=torch.float64)
+    x0 = dosde.solve(model, x_hat0, 80, 2, process=SLOW, method=method.flow)
+    assert torch.allclose(x0, model.transported(x_hat0), rtol=0, atol=0.01 * (1 + s0 / s1) * 4)
 
 
 @pytest.mark.parametrize("model", [Gaussian, Mixture])

@@ -413,7 +413,7 @@ def _one_of(name: str, value: object, names: Sequence[str]) -> None:
 
 
 def _predicts(name: str) -> Predicts:
-    known = (*get_args(Predicts), *_THEIR_NAMES)
+    known = (*(kind for kind in get_args(Predicts) if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
     _one_of("prediction_type", name, known)
     kind: Predicts = _THEIR_NAMES.get(name, name)  # type: ignore[assignment]
     return kind
