@@ -5,7 +5,7 @@
 schedule, shift -> Process -> plan of Steps (method, grid) -> solve. Each module begins with the equations that it computes.
 """
 
-from . import expansion, grid, method, noise, objective, prediction, presets, process, schedule, shift
+from . import cold, expansion, grid, method, noise, objective, prediction, presets, process, schedule, shift
 from .prediction import Denoiser
 from .process import Marginal, Process
 from .solve import plan, solve
@@ -14,6 +14,7 @@ __all__ = [
     "Denoiser",
     "Marginal",
     "Process",
+    "cold",
     "expansion",
     "grid",
     "method",

@@ -59,6 +59,11 @@ def sqrt_v(scale: float) -> Variable:
     return lambda lam: (1 + (lam / s) ** 2) ** -0.5
 
 
+def eta(lam: Tensor) -> Tensor:
+    """lam / (1 + lam): on the rectified flow, whose lam is b/a, the shift itself, and time if that is linear."""
+    return 1 / (1 + 1 / lam)
+
+
 def weights(
     lams: Tensor, order: int, power: float | Array, variable: Variable = lam, taylor: bool = False, implicit: bool = False
 ) -> Tensor:

@@ -2,7 +2,7 @@
 
     x_t = keep x_s + hat x_hat0 + sum_i new_i x_theta_i + noise z,      x_theta_0 the newest output
 
-and with c in [0, 1], rho = lam_t / lam_s, all but `matched` satisfy
+and with c in [0, 1], rho = lam_t / lam_s, all but `matched`, and `flow` where sigma = 0, satisfy
 
     keep = c sigma_t / sigma_s     hat = b_t - keep b_s     sum new = a_t (1 - c rho)     noise = sigma_t sqrt(1 - c^2)
 
@@ -115,6 +115,29 @@ def er_sde(m: Marginal) -> Tensor:
 def chain(m: Marginal) -> Tensor:
     """psi of the chain of Eq. 3, sigma/alpha, for the tau of `adams`: at order 1, for one eta, that is `resshift`."""
     return m.sigma / m.alpha
+
+
+def flow(
+    marginals: Sequence[Marginal],
+    order: int,
+    variable: Variable = expansion.eta,
+    corrector: bool = False,
+    denoise: bool = False,
+) -> list[Step]:
+    """The rectified flow dx/deta = E[x_hat0 + kappa z - x0 | x_t] on `process.flow`: the only method of one without noise.
+
+    The probability-flow ODE with the source as the noise: `ode` for sigma := b, b := 0, of which lam = b/a. Order 1 is
+    Euler's step, x_t = x_s + (t - s) v, v what the `flow` prediction is. Higher orders, correctors and `denoise` as for
+    `ode`; the variable is eta. On a uniform eta the first step, of order 1, and v = (x - x_theta)/eta near
+    eta = 0 leave order 2 to the whole; order k is had where eta starts and ends slowly: process.flow(shift=shift.cosine(1.0)).
+
+    Errors: ValueError for a process with sigma neither 0 nor in proportion to b.
+    """
+    m = _together(marginals)
+    if not ((m.b[:-1] > 0).all() and torch.allclose(m.sigma[1:] * m.b[:-1], m.sigma[:-1] * m.b[1:], rtol=1e-9, atol=0)):
+        raise ValueError("method: flow needs sigma = 0, or sigma in proportion to b, as process.flow has; take ode")
+    m = Marginal(m.t, m.a, torch.zeros_like(m.b), m.b)
+    return _steps(m, order, *_multistep(m, order, variable, 0.0, corrector, denoise))
 
 
 def srk(marginals: Sequence[Marginal], order: int = 2) -> list[Step]:
@@ -232,7 +255,14 @@ def _check_tau(tau: object) -> None:
 
 
 def _stacked(marginals: Sequence[Marginal]) -> Marginal:
-    """One marginal with a leading dimension of times."""
+    """One marginal with a leading dimension of times. ValueError for a process without noise."""
+    m = _together(marginals)
+    if not m.sigma.any():
+        raise ValueError("method: the process has no noise (sigma = 0), and only method.flow solves such a one")
+    return m
+
+
+def _together(marginals: Sequence[Marginal]) -> Marginal:
     return Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
 
 

@@ -8,13 +8,15 @@ With m = (a, b, sigma) at t, alpha = a + b, and x = a x0 + b x_hat0 + sigma eps:
                                                                 what the released DoSSR network predicts
     v          alpha vp_eps - sigma x0                          the velocity of plain diffusion
     residual   x_hat0 - x0                                      what the shift adds to x0
+    flow       (x - alpha x0) / b                               the velocity of the rectified flow, x_hat0 - x0 + (sigma/b) eps,
+                                                                by a network that need not see x_hat0
     sigma_eps  x - a x0 - b x_hat0                              the noise as it stands in x
     score      -eps / sigma                                     Eq. 9
 
 ResShift's four are x0 (its xstart), residual, eps (epsilon) and sigma_eps (epsilon_scale: kappa sqrt(eta) eps).
 
-x0 cannot be had from eps, sigma_eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0.
-At sigma = 0 there is no noise to be told from x.
+x0 cannot be had from eps, sigma_eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0;
+from flow where b = 0. At sigma = 0 there is no noise to be told from x.
 """
 
 import functools
@@ -27,8 +29,8 @@ from torch import Tensor
 
 from .process import HALF, Marginal, Process
 
-Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps"]
-Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps"]
+Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "flow"]
+Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps", "flow"]
 Net = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -63,6 +65,9 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     a, b, alpha, sigma = (c.to(x) for c in (m.a, m.b, m.alpha, m.sigma))
     if target == "sigma_eps":
         return x - a * x0 - b * x_hat0
+    if target == "flow":
+        _require(m.b, "b", m, "there is no flow")
+        return (x - alpha * x0) / b
     _require(m.sigma, "sigma", m, f"there is no {target}")
     if target == "eps":
         return (x - a * x0 - b * x_hat0) / sigma
@@ -86,6 +91,10 @@ def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     if source == "v":
         norm = m.alpha**2 + m.sigma**2
         return -m.sigma / norm, m.alpha / norm, zero
+    if source == "flow":
+        _require(m.alpha, "alpha", m, "x0 does not follow from flow; predict x0 instead")
+        _require(m.b + (m.sigma == 0), "b", m, "x0 does not follow from flow; predict x0 instead")
+        return -m.b / m.alpha, 1 / m.alpha, zero
     raise ValueError(f"source: {source!r}; one of {', '.join(get_args(Predicts))}")
 
 
@@ -127,6 +136,9 @@ class Denoiser:
                 "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; ResShift's epsilon eps, epsilon_scale sigma_eps"
             )
             raise ValueError(f"predicts: {self.predicts!r}; one of {kinds} ({hint})")
+        if self.process.noise_free and self.predicts not in ("x0", "flow"):
+            hint = "flow is its velocity" if self.predicts == "residual" else "there is no noise to predict"
+            raise ValueError(f"predicts: {self.predicts!r} on a process with sigma = 0; x0 or flow is needed ({hint})")
 
     @functools.cached_property
     def coefficients(self) -> Callable[[float, torch.device, torch.dtype], tuple[float | Tensor, ...]]:

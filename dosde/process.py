@@ -121,6 +121,11 @@ class Process:
         return self.shift.t1
 
     @functools.cached_property
+    def noise_free(self) -> bool:
+        """sigma = 0 at all times, as on the rectified flow: x_t holds x0 and x_hat0 alone, and lam says nothing."""
+        return not any(self(t).sigma.any() for t in (self.t1, self.t1 / 2))
+
+    @functools.cached_property
     def field_shape(self) -> tuple[int, ...]:
         """The shape of eta at one time: () unless eta is a field."""
         return tuple(self._eta(torch.tensor(0.5, dtype=torch.float64, device="cpu")).shape)
@@ -257,6 +262,8 @@ class Process:
         """
         if self.field_shape:
             raise ValueError(f"lam: eta is a field of shape {self.field_shape}, so lam has no single inverse; give times")
+        if self.noise_free:
+            raise ValueError("lam: sigma = 0 at all times of this process, and so is lam; give times, or grid.uniform")
         lam = torch.as_tensor(lam, dtype=torch.float64, device="cpu")
         least, most = self(0.0).lam, self(self.t1).lam
         if not ((lam >= least) & (lam <= most)).all():
@@ -275,6 +282,25 @@ def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max:
         raise ValueError(f"kappa: {kappa}; a positive number is needed")
     eta = _shift.exponential(T, eta_min, eta_max, p)
     return Process(ve(lambda t: kappa * torch.sqrt(eta(t))), eta)
+
+
+def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) -> Process:
+    """The rectified flow from the source (FlowIE): x_t = (1 - eta) x0 + eta (x_hat0 + kappa z), eta = t or the shift given.
+
+    Straight lines from x0 to the source, or to the source with noise of std kappa. Without noise `method.flow` alone solves it.
+
+    A network that sees x_t alone has the law of x0 at the end of the ODE. One that also sees x_hat0 knows x0 from x_t =
+    (1 - eta) x0 + eta x_hat0: its flow is E[x0 | x_hat0] from the first step on, in any number of them. With kappa > 0 it
+    is a process as others here, whose ODE has the law of x0 given x_hat0.
+
+    >>> m = flow()(0.25)
+    >>> print(f"a {m.a}, b {m.b}, sigma {m.sigma}")
+    a 0.75, b 0.25, sigma 0.0
+    """
+    if not 0 <= kappa < math.inf:
+        raise ValueError(f"kappa: {kappa}; a number >= 0 is needed")
+    eta = _shift.linear() if shift is None else shift
+    return Process(ve(lambda t: kappa * eta(t)), eta)
 
 
 def _derivative(value: Tensor, time: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from .process import Marginal, Process
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor, Tensor], object]
 Times = Tensor | Sequence[float]
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -103,7 +105,7 @@ def solve(
             raise ValueError(f"model: wrote to x at step {i}, t = {step.t:g}; x is the state of the solve, work on a copy")
         if versions != [_version(output) for output in past]:
             raise ValueError(f"model: wrote to an earlier output at step {i}, t = {step.t:g}; return a new tensor each time")
-        _check_output(x_theta, x, i, step)
+        _check_output(x_theta, x, i, step.t)
         if x.requires_grad or x_theta.requires_grad:  # a model that guides by gradients
             x, x_theta = x.detach(), x_theta.detach()
         sums.append(_sum(x_theta))  # looked at once, after the loop: no waiting for the device
@@ -114,7 +116,7 @@ def solve(
         if callback is not None:
             callback(i, t, x.clone(), x_theta)
         _advance(x, source, past, step, draw)
-    _check_finite(sums, _sum(x), plan)
+    _check_finite(sums, _sum(x), [step.t for step in plan])
     return x.to(x_hat0.dtype)
 
 
@@ -185,21 +187,24 @@ def _marginals(process: Process, steps: int, grid: Grid | Times | None) -> list[
     if not (times[-1] >= 0 and times[0] <= 1 and (times[1:] < times[:-1]).all()):
         raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
     m = process(times.reshape(-1, *[1] * len(process.field_shape)))
-    lam = m.lam.reshape(steps + 1, -1)
+    name, lam = ("lam", m.lam) if m.sigma.any() else ("b/a", m.b / m.a)  # without noise the source is what fades
+    lam = lam.reshape(steps + 1, -1)
     moves = (lam[1:] < lam[:-1]).any(1)  # of a field, some element is enough: the others stand still
     if not moves.all() or lam[-1].isinf().any():
         i = int((~moves).nonzero()[0]) + 1 if not moves.all() else steps
         raise ValueError(
-            f"grid: time {times[i]:g} at index {i} has lam = {float(lam[i].max()):g}; lam must fall from one time to the next, "
-            f"so only the first time may have a = 0 (lam infinite): start at t1 = {process.t1:g} or below"
+            f"grid: time {times[i]:g} at index {i} has {name} = {float(lam[i].max()):g}; {name} must fall from one time to the "
+            f"next, so only the first time may have a = 0 ({name} infinite): start at t1 = {process.t1:g} or below"
         )
-    if not (m.sigma[:-1] > 0).all():
+    if m.sigma.any() and not (m.sigma[:-1] > 0).all():
         i = int((m.sigma[:-1].reshape(steps, -1) <= 0).any(1).nonzero()[0])
         raise ValueError(f"grid: time {times[i]:g} at index {i} has sigma = 0; only the last time may")
     return [Marginal(*row) for row in zip(m.t.unbind(), m.a.unbind(), m.b.unbind(), m.sigma.unbind(), strict=True)]
 
 
 def _start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
+    if not m.sigma.any():
+        return source * m.alpha.to(source)
     zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)
     return _noised(m, source, _checked_noise(draw(zero, first.u, source), source))
 
@@ -245,7 +250,7 @@ def _add(x: Tensor, y: Tensor, c: Coefficient) -> None:
         x.add_(y, alpha=c)
 
 
-def _with_progress(items: list[tuple[Step, Tensor]], progress: bool) -> Sequence[tuple[Step, Tensor]]:
+def _with_progress(items: list[T], progress: bool) -> Sequence[T]:
     if not progress:
         return items
     try:
@@ -281,13 +286,17 @@ def _process_of(model: Model, process: Process | None) -> Process:
 
 
 def _check_source(x_hat0: Tensor, process: Process) -> None:
+    _check_tensor(x_hat0)
+    _check_field("process: eta is a field", process.field_shape, x_hat0)
+
+
+def _check_tensor(x_hat0: Tensor) -> None:
     if not isinstance(x_hat0, Tensor) or not x_hat0.is_floating_point():
         raise TypeError(f"x_hat0: {_described(x_hat0)}; a floating tensor is needed")
     if x_hat0.ndim < 1 or x_hat0.numel() == 0:
         raise ValueError(f"x_hat0: {_described(x_hat0)}; a batch of at least one element is needed")
     if not bool(_sum(x_hat0).isfinite()):
         raise ValueError(f"x_hat0: {_described(x_hat0)} holds NaN or infinity; finite values are needed")
-    _check_field("process: eta is a field", process.field_shape, x_hat0)
 
 
 def _check_field(what: str, shape: tuple[int, ...], x_hat0: Tensor) -> None:
@@ -295,15 +304,15 @@ def _check_field(what: str, shape: tuple[int, ...], x_hat0: Tensor) -> None:
         raise ValueError(f"{what} of shape {shape}; one that broadcasts against x_hat0, {tuple(x_hat0.shape)}, is needed")
 
 
-def _check_output(x_theta: Tensor, x: Tensor, i: int, step: Step) -> None:
+def _check_output(x_theta: Tensor, x: Tensor, i: int, t: float) -> None:
     if not isinstance(x_theta, Tensor):
-        raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; a tensor is needed")
+        raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {t:g}; a tensor is needed")
     if x_theta.shape != x.shape or x_theta.device != x.device:
         raise ValueError(
-            f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; shape {tuple(x.shape)} on {x.device} is needed"
+            f"model: returned {_described(x_theta)} at step {i}, t = {t:g}; shape {tuple(x.shape)} on {x.device} is needed"
         )
     if not x_theta.is_floating_point():
-        raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {step.t:g}; floats are needed")
+        raise TypeError(f"model: returned {_described(x_theta)} at step {i}, t = {t:g}; floats are needed")
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -317,13 +326,15 @@ def _checked_noise(z: Tensor, like: Tensor) -> Tensor:
     return z
 
 
-def _check_finite(sums: Sequence[Tensor], last: Tensor, plan: Sequence[Step]) -> None:
+def _check_finite(sums: Sequence[Tensor], last: Tensor, times: Sequence[float], other: str = "noise") -> None:
     finite = torch.stack([*sums, last]).isfinite().tolist()
     if not all(finite):
         i = finite.index(False)
-        if i == len(plan):
-            raise ValueError("noise: the result is not finite, though every output of the model was; finite noise is needed")
-        raise ValueError(f"model: returned NaN or infinity at step {i}, t = {plan[i].t:g}; finite values are needed")
+        if i == len(times):
+            raise ValueError(
+                f"{other}: the result is not finite, though every output of the model was; finite values are needed"
+            )
+        raise ValueError(f"model: returned NaN or infinity at step {i}, t = {times[i]:g}; finite values are needed")
 
 
 def _version(x: Tensor) -> int:

@@ -222,7 +222,7 @@ BEFORE = {
     "predicts": (
         made(dosde.Denoiser, model, PROCESS, "epsilon"),
         ValueError,
-        r"predicts: 'epsilon'; one of x0, eps, vp_eps, v, residual, sigma_eps \(.* ResShift's epsilon eps",
+        r"predicts: 'epsilon'; one of x0, eps, vp_eps, v, residual, sigma_eps, flow \(.* ResShift's epsilon eps",
     ),
     "convert": (
         made(prediction.convert, X, X, X, PROCESS(0.1), "x", "v"),

@@ -324,7 +324,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x = x.clone()
         _advance(x, source, past, step, fresh if variance_noise is None else lambda *_: variance_noise)
         if index == len(self._numbers) - 1:
-            _check_finite(sums, _sum(x.detach()), self.plan)
+            _check_finite(sums, _sum(x.detach()), [step.t for step in self.plan])
         self._past, self._sums, self._step_index = past[: self._kept - 1], sums, index + 1
         prev_sample = self._rounded(x, sample.dtype)
         estimate = x_theta.to(sample.dtype, copy=True)  # not the one that is kept
@@ -413,7 +413,7 @@ def _one_of(name: str, value: object, names: Sequence[str]) -> None:
 
 
 def _predicts(name: str) -> Predicts:
-    known = (*get_args(Predicts), *_THEIR_NAMES)
+    known = (*(kind for kind in get_args(Predicts) if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
     _one_of("prediction_type", name, known)
     kind: Predicts = _THEIR_NAMES.get(name, name)  # type: ignore[assignment]
     return kind
