@@ -488,6 +488,8 @@ def test_auto_tiles_follow_the_memory(pipe):
         ValueError, match=r"max_memory: 0.00098 GiB; .* GiB are needed for 1 x 2048 x 2048 pixels, even in tiles"
     ):
         memory.tiles(pipe, large, 4, max_memory=2**20)
+    with pytest.raises(ValueError, match=r"0.00098 GiB; 0.* GiB are needed for 50 x 64 x 64 pixels, even in tiles of 64"):
+        memory.tiles(pipe, (50, 3, 16, 16), 4, max_memory=2**20)
     assert memory.free(torch.device("cpu")) > 0
 
 

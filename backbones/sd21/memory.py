@@ -73,11 +73,12 @@ def tiles(
     for stage, bytes_a_pixel in costs(pipe, guided).items():
         whole = [side * grows for side in sides] if stage == "preprocess" else out
         most = min(_MOST[stage], int((max(left, 0) / (batch * bytes_a_pixel)) ** 0.5)) // pipe.multiple * pipe.multiple
-        if most < min(least, max(whole)):
-            need = _BUFFERS * 12 * batch * pixels + batch * bytes_a_pixel * least**2
+        side = min(least, max(whole))
+        if most < side:
+            need = _BUFFERS * 12 * batch * pixels + batch * bytes_a_pixel * side**2
             raise ValueError(
                 f"max_memory: {budget / 2**30:.2g} GiB; {need / 2**30:.2g} GiB are needed for {batch} x {out[1]} x {out[0]} "
-                f"pixels, even in tiles of {least}"
+                f"pixels, even in tiles of {side}"
             )
         fits = batch * bytes_a_pixel * whole[0] * whole[1] <= left and max(whole) <= _MOST[stage]
         found[stage] = None if fits else most

@@ -547,7 +547,8 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
                 results += x0.chunk(len(x0))
             else:
                 finished = self.finish(x0, made.reference, color_fix, tile=tiles.decode)
-                results += finished.chunk(len(finished))
+                # Off the device at once, where they end on the host: many large ones need not fit there together.
+                results += (finished.cpu() if output_type in ("pil", "np") else finished).chunk(len(finished))
         self.maybe_free_model_hooks()
         images_out = _output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
