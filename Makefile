@@ -33,6 +33,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/pipeline.py --dtype float32,bfloat16 --repeats 3  # full size: half an hour, 13 GB
+	$(BIN)/python benchmarks/pipeline_memory.py
 	$(BIN)/python benchmarks/degradation.py
 
 # One stamp an extra: set up once, and again when what is installed changes.

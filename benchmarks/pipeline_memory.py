@@ -1,13 +1,17 @@
-"""Peak memory of DoSSR's pipeline against the size of the output, in tiles of one size.
+"""Peak memory of DoSSR's pipeline: of each stage, and against the size of the output in tiles of one size.
 
-    python benchmarks/pipeline_memory.py               512^2 to 4096^2, shrunken networks, tiles of 512 (a quarter of an hour)
-    python benchmarks/pipeline_memory.py --quick       to 1024^2; nothing is written
+    python benchmarks/pipeline_memory.py               a quarter of an hour; 8 GB
+    python benchmarks/pipeline_memory.py --quick       512^2 and 1024^2 alone; nothing is written
 
-Each size is a process of its own: the networks are built, a picture of one tile is made, then the picture that counts, while
-the resident memory is sampled every 2 ms. What it holds above the weights should be that of one tile and the picture's own
-buffers, float32 of the output's size: the preprocessed picture, the decoded one, the result of the colour fix.
+Stages: what each needs for 512 x 512 pixels of the output with networks of full size, in C s a pixel, the width of its network
+times the bytes of a number, beside the estimate that `backbones.sd21.memory` chooses tiles by.
 
-Prints a table; writes it into docs/benchmarks.md, benchmarks/results/pipeline_memory.json and docs/pipeline_memory.png.
+Sizes: 512^2 to 4096^2 with shrunken networks, in tiles of 512, each in a process of its own: a picture of one tile is made,
+then the picture that counts, while the resident memory is sampled every 2 ms. What it holds above the weights should be that of
+one tile and the picture's own buffers, float32 of the output's size: the preprocessed picture, the decoded one, the result of
+the colour fix.
+
+Prints two tables; writes them into docs/benchmarks.md, benchmarks/results/pipeline_memory.json and docs/pipeline_memory.png.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +41,12 @@ def resident() -> int:
     )
 
 
-def measure(side: int) -> dict[str, Any]:
-    """Of one size, in this process: MiB above what the built networks hold, and seconds."""
-    from pipeline import random_pipeline
+def peak_of(run: Callable[[], object]) -> int:
+    """Bytes above what is resident before."""
+    from backbones.sd21 import heap
 
-    torch.set_num_threads(1)
-    pipe = random_pipeline("small")
-    pipe.set_progress_bar_config(disable=True)
-    pipe(torch.rand(3, TILE // 4, TILE // 4), num_inference_steps=1, tile=TILE)
     gc.collect()
-    picture = torch.rand(3, side // 4, side // 4)
+    heap.trim()
     before, peak, done = resident(), 0, threading.Event()
 
     def watch() -> None:
@@ -56,13 +57,62 @@ def measure(side: int) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.perf_counter()
-    made = pipe(picture, num_inference_steps=1, tile=TILE, output_type="pt").images
-    seconds = time.perf_counter() - start
+    with heap.kept(), torch.no_grad():
+        run()
     done.set()
     watcher.join()
-    assert made.shape[-1] == side
-    return {"side": side, "peak": (peak - before) / 2**20, "seconds": seconds}
+    return peak - before
+
+
+def size(side: int) -> dict[str, Any]:
+    """MiB above what the built, shrunken networks hold, and seconds."""
+    from pipeline import random_pipeline
+
+    torch.set_num_threads(1)
+    pipe = random_pipeline("small")
+    pipe.set_progress_bar_config(disable=True)
+    pipe(torch.rand(3, TILE // 4, TILE // 4), num_inference_steps=1, tile=TILE)
+    picture = torch.rand(3, side // 4, side // 4)
+    start = time.perf_counter()
+    peak = peak_of(lambda: pipe(picture, num_inference_steps=1, tile=TILE, output_type="pt"))
+    return {"side": side, "peak": peak / 2**20, "seconds": time.perf_counter() - start}
+
+
+def stages() -> list[dict[str, Any]]:
+    """Of the networks of full size: bytes a pixel of the output, the estimate of them, and C s."""
+    from pipeline import random_pipeline
+
+    from backbones.sd21 import memory
+
+    pipe = random_pipeline("full")
+    pipe.set_progress_bar_config(disable=True)
+    picture, latent = torch.rand(1, 3, TILE, TILE), torch.randn(1, 4, TILE // 8, TILE // 8)
+    small, half = torch.rand(1, 3, TILE // 4, TILE // 4), torch.tensor(0.5, dtype=torch.float64)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for module in pipe.components.values():
+            if isinstance(module, torch.nn.Module):
+                torch.nn.Module.to(module, dtype)
+        model = pipe.denoiser(latent, pipe.encode_prompt(pipe.prompts.config.prompts[0]))
+        runs: dict[str, Callable[[], object]] = {
+            "preprocess": lambda: pipe.preprocess(small),
+            "encode": lambda: pipe.source(picture),
+            "solve": lambda model=model: model(latent, latent, half),  # type: ignore[misc]
+            "decode": lambda: pipe.decode(latent),
+        }
+        widths = {"preprocess": pipe.preprocessor.config.num_feat / 16, "solve": pipe.unet.config.block_out_channels[0] / 64}
+        for name, cost in memory.costs(pipe).items():
+            peak_of(runs[name])  # what is set up once
+            unit = widths.get(name, pipe.vae.config.block_out_channels[0]) * dtype.itemsize
+            measured = peak_of(runs[name]) / TILE**2
+            rows.append({"stage": name, "dtype": str(dtype)[6:], "measured": measured / unit, "estimate": cost / unit})
+    return rows
+
+
+def stage_table(rows: list[dict[str, Any]]) -> str:
+    """C s a pixel (preprocess: of its input; solve: of the latent)."""
+    lines = ["| stage | type | measured, C s a pixel | estimate |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| {r['stage']} | {r['dtype']} | {r['measured']:.1f} | {r['estimate']:.0f} |" for r in rows])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -98,21 +148,32 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
-    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side:
-        print(json.dumps(measure(options.side)))
+    if options.child:
+        print(json.dumps(stages() if options.child == "stages" else size(int(options.child))))
         return
     rows = []
     for side in (512, 1024) if options.quick else (512, 1024, 2048, 4096):
-        child = subprocess.run([sys.executable, __file__, "--side", str(side)], capture_output=True, text=True, check=True)
-        rows.append(json.loads(child.stdout.splitlines()[-1]))
+        rows.append(child(side))
         print(f"{side}²: {rows[-1]['peak']:.0f} MiB, {rows[-1]['seconds']:.0f} s", flush=True)
-    if not options.quick:
-        report.save("pipeline_memory", {"tile": TILE, "rows": rows})
-        plot(rows, ROOT / "docs" / "pipeline_memory.png")
-        report.insert(ROOT / "docs" / "benchmarks.md", "pipeline_memory", table(rows))
-    print(table(rows))
+    if options.quick:
+        print(table(rows))
+        return
+    parts = child("stages")
+    report.save("pipeline_memory", {"tile": TILE, "rows": rows, "stages": parts})
+    plot(rows, ROOT / "docs" / "pipeline_memory.png")
+    report.insert(ROOT / "docs" / "benchmarks.md", "pipeline_memory", table(rows))
+    report.insert(ROOT / "docs" / "benchmarks.md", "pipeline_stages", stage_table(parts))
+    print(f"{table(rows)}\n\n{stage_table(parts)}")
+
+
+def child(what: object) -> Any:
+    """`size` or `stages` in a process of its own."""
+    run = subprocess.run([sys.executable, __file__, "--child", str(what)], capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The command line: `dosde upscale INPUT... -o OUT`, `dosde convert CHECKPOINT -o FOLDER`.
 
-Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done), 2 a wrong argument (nothing is done),
-130 stopped by the keyboard.
+Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done) or a conversion did, 2 a wrong argument
+(nothing is done), 130 stopped by the keyboard.
 """
 
 import argparse

@@ -160,10 +160,10 @@ def _quiet(logger: Any) -> Iterator[None]:
 
 
 def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> Any:
-    """The module of a component with its tensors, for inference."""
+    """The module of a component with its tensors."""
     module = empty(component, config)
     module.load_state_dict(tensors, strict=True, assign=True)
-    return aligned(module.eval().requires_grad_(False))
+    return aligned(module.eval())
 
 
 def aligned(module: nn.Module) -> nn.Module:
