@@ -1,4 +1,4 @@
-"""Memory of the CPU that is used again rather than given back: about a tenth of the time of the networks.
+"""Memory of the CPU that is used again rather than given back, for speed.
 
 glibc returns every large tensor to the kernel as soon as it is freed, and the kernel fills the pages of the next one with zeros
 first. Here malloc keeps them while a pipeline runs, and gives back what is free before and after each stage.

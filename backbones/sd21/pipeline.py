@@ -673,7 +673,7 @@ def _of(context: Tensor, first: int, last: int) -> Tensor:
 
 
 def _lay_out(module: torch.nn.Module) -> None:
-    """Channels last in the half types, a tenth faster. Not in float32: there PyTorch's group norm loses digits in it."""
+    """Channels last in the half types, which is faster. Not in float32: there PyTorch's group norm loses digits in it."""
     layout = torch.contiguous_format if module.dtype == torch.float32 else torch.channels_last
     for parameter in module.parameters():
         if parameter.ndim == 4:
