@@ -9,6 +9,7 @@ import degradation
 import few_step
 import interop
 import overhead
+import pipeline_memory
 import pytest
 import report
 import stability
@@ -56,6 +57,9 @@ def test_tables_are_what_the_benchmarks_wrote():
     inside = report.between((ROOT / "docs" / "benchmarks.md").read_text(), "overhead")[1]
     rows, counts = costs["times"], costs["counts"]
     assert inside.strip() == overhead.table(rows, counts) + "\n\n" + overhead.goals(rows, counts)
+    held, document = report.load("pipeline_memory"), (ROOT / "docs" / "benchmarks.md").read_text()
+    assert report.between(document, "pipeline_memory")[1].strip() == pipeline_memory.table(held["rows"])
+    assert report.between(document, "pipeline_stages")[1].strip() == pipeline_memory.stage_table(held["stages"])
     numbers, document = report.load("interop"), (ROOT / "docs" / "interop.md").read_text()
     assert report.between(document, "interop")[1].strip() == interop.table(numbers["steps"], numbers["rows"])
 

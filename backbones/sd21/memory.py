@@ -3,10 +3,10 @@
 A stage needs, beside the weights, bytes in proportion to the pixels of its tile, the width C of its network and the bytes s of
 a number. Measured on the CPU with the networks of full size (benchmarks/pipeline_memory.py):
 
-    preprocess   55 C s a pixel of its input, C the features of RRDBNet
-    encode        6 C s a pixel, C the first width of the VAE
-    solve        65 C s a latent, C the first width of the U-Net; twice with guidance
-    decode       11 C s a pixel, C the first width of the VAE
+    preprocess   90 C s a pixel of its input, C the features of RRDBNet
+    encode       12 C s a pixel, C the first width of the VAE
+    solve       320 C a latent, C the first width of the U-Net, whatever s; twice with guidance
+    decode       14 C s a pixel, C the first width of the VAE
 
 and the picture itself is held whole: I, the result, and what the colour fix needs.
 """
@@ -97,15 +97,14 @@ def costs(pipe: "DoSSRPipeline", guided: bool = False) -> dict[str, float]:
     """Bytes a pixel of the output of each stage, in the order that they run."""
     vae, unet = pipe.vae, pipe.unet
     first, wide = vae.config.block_out_channels[0], unet.config.block_out_channels[0]
-    size = {module: module.dtype.itemsize for module in (vae, unet)}
     cost = {
-        "encode": 6.0 * first * size[vae],
-        "solve": 65.0 * wide * size[unet] * (2 if guided else 1) / pipe.factor**2,
-        "decode": 11.0 * first * size[vae],
+        "encode": 12.0 * first * vae.dtype.itemsize,
+        "solve": 320.0 * wide * (2 if guided else 1) / pipe.factor**2,
+        "decode": 14.0 * first * vae.dtype.itemsize,
     }
     if pipe.preprocessor is not None:
         net = pipe.preprocessor
-        cost = {"preprocess": 55.0 * net.config.num_feat * net.dtype.itemsize / net.config.scale**2} | cost
+        cost = {"preprocess": 90.0 * net.config.num_feat * net.dtype.itemsize / net.config.scale**2} | cost
     return cost
 
 
