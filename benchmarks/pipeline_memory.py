@@ -43,10 +43,7 @@ def resident() -> int:
 
 def peak_of(run: Callable[[], object]) -> int:
     """Bytes above what is resident before."""
-    from backbones.sd21 import heap
-
     gc.collect()
-    heap.trim()
     before, peak, done = resident(), 0, threading.Event()
 
     def watch() -> None:
@@ -57,7 +54,7 @@ def peak_of(run: Callable[[], object]) -> int:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with heap.kept(), torch.no_grad():
+    with torch.no_grad():
         run()
     done.set()
     watcher.join()
@@ -82,7 +79,12 @@ def stages() -> list[dict[str, Any]]:
     """Of the networks of full size: bytes a pixel of the output, the estimate of them, and C s."""
     from pipeline import random_pipeline
 
-    from backbones.sd21 import memory
+    from backbones.sd21 import heap, memory
+
+    def kept(run: Callable[[], object]) -> None:
+        """As the pipeline runs a picture that is not tiled, which needs the most."""
+        with heap.kept():
+            run()
 
     pipe = random_pipeline("full")
     pipe.set_progress_bar_config(disable=True)
@@ -102,9 +104,9 @@ def stages() -> list[dict[str, Any]]:
         }
         widths = {"preprocess": pipe.preprocessor.config.num_feat / 16, "solve": pipe.unet.config.block_out_channels[0] / 64}
         for name, cost in memory.costs(pipe).items():
-            peak_of(runs[name])  # what is set up once
+            kept(runs[name])  # what is set up once
             unit = widths.get(name, pipe.vae.config.block_out_channels[0]) * dtype.itemsize
-            measured = peak_of(runs[name]) / TILE**2
+            measured = peak_of(lambda run=runs[name]: kept(run)) / TILE**2  # type: ignore[misc]
             rows.append({"stage": name, "dtype": str(dtype)[6:], "measured": measured / unit, "estimate": cost / unit})
     return rows
 

@@ -1,7 +1,8 @@
 """Memory of the CPU that is used again rather than given back, for speed.
 
 glibc returns every large tensor to the kernel as soon as it is freed, and the kernel fills the pages of the next one with zeros
-first. Here malloc keeps them while a pipeline runs, and gives back what is free before and after each stage.
+first. Here malloc keeps them while a picture runs whole, and gives back what is free before and after each stage. That costs
+memory, in the VAE about as much again, for what is free lies scattered; so tiles do without.
 """
 
 import ctypes

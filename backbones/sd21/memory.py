@@ -1,7 +1,7 @@
 """How large the tiles of each stage may be: as large as memory permits, and as the networks are good for.
 
 A stage needs, beside the weights, bytes in proportion to the pixels of its tile, the width C of its network and the bytes s of
-a number. Measured on the CPU with the networks of full size (benchmarks/pipeline_memory.py):
+a number. Measured on the CPU at full size, memory kept as for a whole picture (benchmarks/pipeline_memory.py):
 
     preprocess   90 C s a pixel of its input, C the features of RRDBNet
     encode       12 C s a pixel, C the first width of the VAE

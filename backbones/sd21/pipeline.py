@@ -13,6 +13,7 @@ the networks halve, and cut back at the end.
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
@@ -446,7 +447,6 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         return self._compared[1]
 
     @torch.no_grad()
-    @heap.kept()
     def __call__(
         self,
         image: Any,
@@ -530,25 +530,27 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             negative = self._embedded("negative_prompt", negative_prompt, negative_prompt_embeds, len(pictures))
         results: list[Tensor] = []
         for first, last, tiles in jobs:
-            rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
-            own, drawn = (given[first:last] if isinstance(given, Sequence) else given for given in (generator, noise))
-            made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
-            model = self.denoiser(
-                made.hint,
-                _of(context, first, last),
-                None if negative is None else _of(negative, first, last),
-                guidance_scale,
-                conditioning_scale=conditioning,
-                tile=tiles.solve,
-            )
-            drawn = own if noise is None else drawn
-            x0 = self._solve(model, made.x_hat0, steps, order, callback_on_step_end, noise=drawn, **how)
-            if output_type == "latent":
-                results += x0.chunk(len(x0))
-            else:
-                finished = self.finish(x0, made.reference, color_fix, tile=tiles.decode)
-                # Off the device at once, where they end on the host: many large ones need not fit there together.
-                results += (finished.cpu() if output_type in ("pil", "np") else finished).chunk(len(finished))
+            # Memory is not kept in tiles, which are there to need little of it.
+            with heap.kept() if tiles == Tiles() else nullcontext():
+                rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
+                own, drawn = (given[first:last] if isinstance(given, Sequence) else given for given in (generator, noise))
+                made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
+                model = self.denoiser(
+                    made.hint,
+                    _of(context, first, last),
+                    None if negative is None else _of(negative, first, last),
+                    guidance_scale,
+                    conditioning_scale=conditioning,
+                    tile=tiles.solve,
+                )
+                drawn = own if noise is None else drawn
+                x0 = self._solve(model, made.x_hat0, steps, order, callback_on_step_end, noise=drawn, **how)
+                if output_type == "latent":
+                    results += x0.chunk(len(x0))
+                else:
+                    finished = self.finish(x0, made.reference, color_fix, tile=tiles.decode)
+                    # Off the device at once, where they end on the host: many large ones need not fit there together.
+                    results += (finished.cpu() if output_type in ("pil", "np") else finished).chunk(len(finished))
         self.maybe_free_model_hooks()
         images_out = _output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
