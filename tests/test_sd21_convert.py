@@ -136,6 +136,10 @@ def test_round_trip_is_exact(released, folder, tmp_path, suffix, capsys):
     assert main(["convert", str(folder), "-o", str(out)]) == 0
     assert same(checkpoint.read(out), released)
     assert sorted(p.name for p in tmp_path.iterdir()) == [out.name]
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert out.stat().st_mode == usual
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mode == usual
     assert capsys.readouterr().out == f"wrote   {out}\n"
 
 

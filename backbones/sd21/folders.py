@@ -96,11 +96,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             save_file(tensors, part, metadata={"format": "pt"})
         else:
             torch.save({"state_dict": tensors}, part)
+        part.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
         os.replace(part, path)
     except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
         raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
