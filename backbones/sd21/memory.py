@@ -3,10 +3,10 @@
 A stage needs, beside the weights, bytes in proportion to the pixels of its tile, the width C of its network and the bytes s of
 a number. Measured on the CPU at full size, memory kept as for a whole picture (benchmarks/pipeline_memory.py):
 
-    preprocess   90 C s a pixel of its input, C the features of RRDBNet
+    preprocess  115 C s a pixel of its input, C the features of RRDBNet
     encode       12 C s a pixel, C the first width of the VAE
-    solve       320 C a latent, C the first width of the U-Net, whatever s; twice with guidance
-    decode       14 C s a pixel, C the first width of the VAE
+    solve       520 C a latent, C the first width of the U-Net, whatever s; twice with guidance
+    decode       15 C s a pixel, C the first width of the VAE
 
 and the picture itself is held whole: I, the result, and what the colour fix needs.
 """
@@ -99,12 +99,12 @@ def costs(pipe: "DoSSRPipeline", guided: bool = False) -> dict[str, float]:
     first, wide = vae.config.block_out_channels[0], unet.config.block_out_channels[0]
     cost = {
         "encode": 12.0 * first * vae.dtype.itemsize,
-        "solve": 320.0 * wide * (2 if guided else 1) / pipe.factor**2,
-        "decode": 14.0 * first * vae.dtype.itemsize,
+        "solve": 520.0 * wide * (2 if guided else 1) / pipe.factor**2,
+        "decode": 15.0 * first * vae.dtype.itemsize,
     }
     if pipe.preprocessor is not None:
         net = pipe.preprocessor
-        cost = {"preprocess": 90.0 * net.config.num_feat * net.dtype.itemsize / net.config.scale**2} | cost
+        cost = {"preprocess": 115.0 * net.config.num_feat * net.dtype.itemsize / net.config.scale**2} | cost
     return cost
 
 
