@@ -341,7 +341,7 @@ def _convert(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
 
 
 def _train(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
-    main_process = os.environ.get("RANK", "0") == "0"  # of several, one tells
+    rank = os.environ.get("RANK", "0")
     start = "resume" if arguments.resume else "overwrite" if arguments.overwrite else "new"
     try:
         import accelerate  # noqa: F401
@@ -354,12 +354,12 @@ def _train(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> in
     try:
         result = loop.train(config.load(arguments.config), start=start)
     except (ValueError, OSError, loop.Stopped) as error:
-        if main_process:
-            print(f"dosde train: error: {' '.join(str(error).split())}", file=sys.stderr)
+        which = "" if rank == "0" else f" (process {rank})"
+        print(f"dosde train: error{which}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
-    if main_process:
+    if rank == "0":
         print(f"wrote   {result}")
     return 0

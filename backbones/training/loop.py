@@ -58,7 +58,7 @@ def train(
     Errors: ValueError before anything starts; `Stopped` or OSError afterwards, the last checkpoint whole.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration
+    from accelerate.state import AcceleratorState
 
     out = Path(config.out)
     plain = json.loads(json.dumps(config.as_dict()))
@@ -73,9 +73,12 @@ def train(
     if found is not None:
         assert last is not None
         _check_shapes(last[1], found[0], job.trainable)
+    AcceleratorState._reset_state()  # of an earlier training in this process, which may have had another precision
     accelerator = Accelerator(
-        mixed_precision=config.precision, dataloader_config=DataLoaderConfiguration(), step_scheduler_with_optimizer=False
+        mixed_precision=config.precision, step_scheduler_with_optimizer=False
     )
+    if getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 2) != 2:
+        raise ValueError("fsdp_version: 1; accelerate launch with --fsdp_version 2 is needed")
     rank, world = accelerator.process_index, accelerator.num_processes
     if config.batch % (world * config.accumulate):
         raise ValueError(
@@ -98,7 +101,7 @@ def train(
     first = 0
     if last is not None and found is not None:
         first = last[0]
-        _restore(model, optimizer, average, found[0])
+        _restore(model, optimizer.optimizer, average, found[0])
         found = None
     share = Share(
         len(loaded),  # type: ignore[arg-type]
@@ -153,7 +156,7 @@ def train(
                     logs.validation(done, rows)
                 del rows
             if done % config.checkpoint.every == 0 or done == config.steps:
-                state = _state(model, optimizer, average)
+                state = _state(model, optimizer.optimizer, average)
                 if main:
                     checkpoints.save(out, done, state, plain, config.checkpoint.keep)
                 saved = done
@@ -285,7 +288,7 @@ def _state(model: nn.Module, optimizer: Any, average: Average) -> checkpoints.Te
     with average.in_place():
         tensors |= {f"ema.{name}": value for name, value in _weights(model).items()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=options)
+    state: Any = get_optimizer_state_dict(model, optimizer, options=options)
     for name, entries in state.get("state", {}).items():
         for key, value in entries.items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).detach().clone()
@@ -305,10 +308,10 @@ def _restore(model: nn.Module, optimizer: Any, average: Average, tensors: Mappin
     for name, value in checkpoints.part(tensors, "optimizer.").items():
         key, _, parameter = name.partition(".")
         entries.setdefault(parameter, {})[key] = value
-    now: Any = state_dict.get_optimizer_state_dict(model, optimizer.optimizer, options=options)
-    state_dict.set_optimizer_state_dict(
-        model, optimizer.optimizer, {"state": entries, "param_groups": now["param_groups"]}, options=options
-    )
+    # Built here, since every process needs it, and only the first one would be given it.
+    group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    groups: list[Any] = [{**group, "params": list(entries)}]
+    state_dict.set_optimizer_state_dict(model, optimizer, {"state": entries, "param_groups": groups}, options=options)
     optimizer.zero_grad()
 
 
