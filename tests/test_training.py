@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,6 +290,32 @@ def test_validation_and_bf16(tmp_path):
     assert all(10 < row["psnr"] < 40 and 0 < row["ssim"] < 1 and len(row["pictures"]) == 2 for row in rows)
     assert len(list((tmp_path / "run" / "validation").glob("*.png"))) == 8
     assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "run" / "weights.safetensors").values())
+
+
+def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            assert (folder, purge_step) == (tmp_path / "run" / "tensorboard", 1)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def add_image(self, name, picture, step):
+            written.append((name, step, tuple(picture.shape)))
+
+        def close(self):
+            written.append("closed")
+
+    board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    train(tmp_path / "run", steps=4, log_every=2, validation={"every": 4, "pictures": "procedural", "count": 1, "crop": 32})
+    assert [name for name, *_ in written if name == "train/loss"] == ["train/loss"] * 2
+    assert ("validation/psnr_5", 4) in written
+    assert ("procedural0/1", 4, (3, 32, 32)) in written
+    assert written[-1] == "closed"
 
 
 def test_measures():

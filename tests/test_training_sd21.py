@@ -90,9 +90,9 @@ def test_the_latents(weights):
 def test_only_the_controlnet_trains_and_its_loss_falls(weights, tmp_path):
     """On one cached sample; and the result is a pipeline of which only the ControlNet has changed."""
     cache = {"cache": str(tmp_path / "cache"), "cache_samples": 1}
-    path = train(weights, tmp_path / "run", steps=60, sd21=cache, optimizer={"lr": 2e-3, "warmup": 5})
+    path = train(weights, tmp_path / "run", steps=24, sd21=cache, optimizer={"lr": 4e-3, "warmup": 3})
     found = torch.tensor(list(losses(tmp_path / "run").values()))
-    assert found[-20:].mean() < 0.9 * found[:20].mean()
+    assert found[-8:].mean() < 0.9 * found[:8].mean()
     before, after = (DoSSRPipeline.from_pretrained(folder) for folder in (weights, path))
     for name in ("vae", "unet", "hint_encoder", "preprocessor"):
         assert same(getattr(before, name).state_dict(), getattr(after, name).state_dict()), name
@@ -113,11 +113,25 @@ def test_cached_latents_are_those_that_are_made(weights, tmp_path):
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert len(files) == 5
     assert set(load_file(tmp_path / "cache" / "00000000.safetensors")) == {"moments", "z_hat0"}
-    train(weights, tmp_path / "c", steps=2, sd21=cache)
+    train(weights, tmp_path / "c", steps=1, sd21=cache)
     assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    assert losses(tmp_path / "c") == b
+    assert losses(tmp_path / "c") == {1: b[1]}
     with pytest.raises(ValueError, match=r"^sd21.cache: .* holds latents of other data or weights"):
-        train(weights, tmp_path / "d", steps=2, sd21=cache, data={"degradation": "real-esrgan"})
+        train(weights, tmp_path / "d", steps=1, sd21=cache, data={"degradation": "real-esrgan"})
+
+
+def test_an_embedded_prompt_is_kept(weights, tmp_path, monkeypatch):
+    """Of a prompt that the pipeline does not carry: the text tower runs once."""
+    asked = []
+
+    def encode_prompt(self, prompt, argument):
+        asked.append(prompt)
+        return torch.full((1, 77, 64), 0.5)
+
+    monkeypatch.setattr(DoSSRPipeline, "encode_prompt", encode_prompt)
+    made = [job_of(weights, sd21={"prompt": "a cat", "cache": str(tmp_path)}).context for _ in range(2)]
+    assert asked == ["a cat"]
+    assert torch.equal(*made)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(weights):

@@ -74,9 +74,7 @@ def train(
         assert last is not None
         _check_shapes(last[1], found[0], job.trainable)
     AcceleratorState._reset_state()  # of an earlier training in this process, which may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=config.precision, step_scheduler_with_optimizer=False
-    )
+    accelerator = Accelerator(mixed_precision=config.precision, step_scheduler_with_optimizer=False)
     if getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 2) != 2:
         raise ValueError("fsdp_version: 1; accelerate launch with --fsdp_version 2 is needed")
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -129,7 +127,7 @@ def train(
             parts = []
             for part in range(config.accumulate):
                 torch.manual_seed(_seed(config.seed, step, part, rank))  # for networks with dropout
-                batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(stream).items()}
+                batch = {name: _placed(name, value, accelerator.device) for name, value in next(stream).items()}
                 final = part == config.accumulate - 1
                 with contextlib.nullcontext() if final else accelerator.no_sync(model):
                     losses = job.losses(model, batch)
@@ -356,6 +354,10 @@ def _prepare(out: Path, start: str, last: tuple[int, Path] | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK | os.X_OK):
         raise ValueError(f"out: {out}; a folder that can be written to is needed")
+
+
+def _placed(name: str, value: Tensor, device: torch.device) -> Tensor:
+    return value if name == "part" else value.to(device, non_blocking=True)  # times are made on the host
 
 
 def _seed(*numbers: int) -> int:

@@ -117,7 +117,7 @@ class SD21:
             moments, z_hat0 = self.encoded(batch["hr"], batch["lr"])
         wanted, z = self.config.objective, batch["noise0"]
         z0 = self.pipe._latent(moments, batch["noise1"], None)
-        t = self.times(batch["part"].cpu())
+        t = self.times(batch["part"])
         value = self.net(network, self.process.sample(z0, z_hat0, t, z), z_hat0, t)
         w = weights(self.process, wanted, self.times, t)
         norm, of, predicts = cast(Any, wanted.norm), cast(Any, wanted.of), cast(Any, wanted.predicts)

@@ -43,7 +43,7 @@ class Task(Protocol):
         """Whatever is not trained goes to its device."""
 
     def losses(self, network: Network, batch: Batch) -> Tensor:
-        """(batch,), of hr, lr (or what `samples` made of them), noise0, ..., and part: a uniform number each."""
+        """(batch,), of hr, lr (or what `samples` made of them), noise0, ..., and part: a uniform number each, on the host."""
 
     def upscaled(self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, how: Any) -> Tensor:
         """The picture (1, 3, height, width) in [0, 1] of one."""
@@ -99,7 +99,7 @@ class Embedded:
     def losses(self, network: Network, batch: Batch) -> Tensor:
         wanted, x0, z = self.config.objective, 2 * batch["hr"] - 1, batch["noise0"]
         x_hat0 = source(batch["lr"], self.config.data.scale)
-        t = self.times(batch["part"].cpu())
+        t = self.times(batch["part"])
         x = self.process.sample(x0, x_hat0, t, z)
         value = network(x, x_hat0, t.to(x))
         w = weights(self.process, wanted, self.times, t)
