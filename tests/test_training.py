@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 import types
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +146,24 @@ def test_missing_keys_and_files_that_are_no_configs(tmp_path):
 def test_the_examples_are_configs(path):
     made = config.load(path)
     assert made.task == tomllib.loads(path.read_text())["task"]
+
+
+def test_the_document_has_every_key_and_its_default():
+    def keys(kind, prefix):
+        for one in fields(kind):
+            default = one.default_factory() if one.default is MISSING and one.default_factory is not MISSING else one.default
+            if is_dataclass(default):
+                yield from keys(type(default), f"{prefix}{one.name}.")
+            elif one.name == "sources":
+                yield "| `data.sources` | procedural |"
+                yield from keys(config.SourceOfPictures, "data.sources.")
+            else:
+                shown = "needed" if default is MISSING else f"`{json.dumps(default)}`"
+                yield f"| `{prefix}{one.name}` | {shown} |"
+
+    inside = (ROOT / "docs" / "training.md").read_text().split("<!-- config: begin -->\n")[1].split("\n<!-- config: end -->")[0]
+    rows = inside.splitlines()[2:]
+    assert [row[: row.index("|", row.index("|", 1) + 1) + 1] for row in rows] == list(keys(config.Config, ""))
 
 
 @pytest.mark.parametrize("kind", ["vp", "dossr", "resshift", "flow"])

@@ -452,7 +452,7 @@ class Logs:
     def __init__(self, out: Path, first: int, progress: bool, steps: int) -> None:
         from tqdm import tqdm
 
-        self.out, self.start, self.first = out, time.perf_counter(), first
+        self.out, self.start, self.first, self.progress = out, time.perf_counter(), first, progress
         path = out / "log.jsonl"
         kept = [line for line in _lines(path) if line["step"] <= first]  # what came after the checkpoint comes again
         part = path.with_name(f".{path.name}.part")
@@ -477,7 +477,8 @@ class Logs:
             each = {row.name: [round(row.psnr, 4), round(row.ssim, 5)] for row in own}
             numbers = {f"validation/psnr_{n}": psnr, f"validation/ssim_{n}": ssim}
             self._write({"step": step, "solve_steps": n, "psnr": psnr, "ssim": ssim, "pictures": each}, numbers)
-            self.bar.write(f"step {step}: {n} solver steps, PSNR {psnr:.2f} dB, SSIM {ssim:.4f}", file=sys.stdout)
+            if self.progress:
+                self.bar.write(f"step {step}: {n} solver steps, PSNR {psnr:.2f} dB, SSIM {ssim:.4f}", file=sys.stdout)
         for row in rows:
             path = self.out / "validation" / f"{step:08d}_{row.name}_{row.steps}.png"
             images.write(path, images.Picture(row.picture, None, 8, None))
