@@ -285,7 +285,9 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(whole, tmp_path):
     assert [step for step, _ in checkpoints.every(out)] == [5]
     with (out / "log.jsonl").open("a") as log:
         log.write('{"step": 7, "lo')  # a line cut off
+    (out / "checkpoints" / ".00000007.safetensors.part").write_bytes(b"half")
     assert main(["train", "--config", str(path), "--resume"]) == 0
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"00000010.safetensors", "00000012.safetensors"}
     assert losses(out) == losses(whole)
     assert same(last(out), last(whole))
     assert same(load_file(out / "weights.safetensors"), load_file(whole / "weights.safetensors"))
@@ -409,6 +411,23 @@ def test_a_broken_picture_is_left_out(tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:300])
     with pytest.warns(UserWarning, match="b.png: cannot be read and is left out"):
         train(tmp_path / "run", steps=4, data={"sources": [{"kind": "folder", "path": str(tmp_path)}]})
+
+
+def test_pictures_that_all_vanish_stop_a_run(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture(folder / "a.png")
+
+    def task(made):
+        (folder / "a.png").write_bytes(b"gone")
+        return tasks.Embedded(made)
+
+    changed = config.parse(tiny(tmp_path / "run", data={"sources": [{"kind": "folder", "path": str(folder)}]}))
+    with (
+        pytest.warns(UserWarning, match="a.png: cannot be read"),
+        pytest.raises(loop.Stopped, match=r"^after step 0: folder: none of 1 pictures can be read"),
+    ):
+        loop.train(changed, task=task, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def train(
 
     job.place(accelerator.device)
     loaded = job.samples(samples, rank, world)
+    accelerator.wait_for_everyone()  # each may have made a part of what all load
     job.trainable.train()
     own = config.optimizer
     optimizer: Any = torch.optim.AdamW(
@@ -351,6 +352,8 @@ def _prepare(out: Path, start: str, last: tuple[int, Path] | None) -> None:
         for name in ("checkpoints", "validation", "tensorboard"):
             shutil.rmtree(out / name, ignore_errors=True)
         (out / "log.jsonl").unlink(missing_ok=True)
+    for part in (out / "checkpoints").glob(".*.part"):  # of a run that was killed while it wrote
+        part.unlink()
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK | os.X_OK):
         raise ValueError(f"out: {out}; a folder that can be written to is needed")

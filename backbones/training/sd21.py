@@ -10,6 +10,7 @@ pipeline.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset
 
 import dosde
 from backbones.sd21 import checkpoint, folders
+from backbones.sd21.backbone import quiet
 from backbones.sd21.pipeline import DoSSRPipeline
 from dosde import objective
 
@@ -35,6 +37,7 @@ class SD21:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        quiet()
         self.pipe = pipe = DoSSRPipeline.from_pretrained(config.sd21.weights, dtype=torch.float32)
         predicts, crop = pipe.scheduler.predicts, config.data.crop
         if config.objective.predicts != predicts:
@@ -188,11 +191,13 @@ class Cached(Dataset[Batch]):
         if path.exists():
             if json.loads(path.read_text()) != fingerprint:
                 raise ValueError(f"sd21.cache: {self.folder} holds latents of other data or weights; another folder is needed")
-        elif self.folder.is_dir() and any(self.folder.glob("0*.safetensors")):
-            raise ValueError(f"sd21.cache: {self.folder} holds other files; another folder is needed")
         elif rank == 0:
+            if self.folder.is_dir() and any(self.folder.glob("0*.safetensors")):
+                raise ValueError(f"sd21.cache: {self.folder} holds other files; another folder is needed")
             self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(fingerprint))
+            part = path.with_name(".cache.json.part")
+            part.write_text(json.dumps(fingerprint))
+            os.replace(part, path)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         return checkpoints.read(self.path(key[1]))[0]
