@@ -1,7 +1,7 @@
-"""The command line: `dosde upscale INPUT... -o OUT`, `dosde convert CHECKPOINT -o FOLDER`.
+"""The command line: `dosde upscale INPUT... -o OUT`, `dosde convert CHECKPOINT -o FOLDER`, `dosde train --config FILE`.
 
-Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done) or a conversion did, 2 a wrong argument
-(nothing is done), 130 stopped by the keyboard.
+Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done) or a conversion or a training did,
+2 a wrong argument or config (nothing is done), 130 stopped by the keyboard.
 """
 
 import argparse
@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
 }
 _NEEDS_IMAGES = "dosde upscale needs the extra 'images' (in the repository: pip install '.[images]')"
 _NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
+_NEEDS_TRAIN = "dosde train needs the extra 'train' (in the repository: pip install '.[train]')"
 # Options of upscale that the backbone sd21 alone has, as its `load` names them.
 _SD21 = (
     *("weights", "prompt", "negative_prompt", "guidance_scale", "color_fix", "source", "tile", "max_memory"),
@@ -104,6 +105,20 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as in CHECKPOINT)"
     )
     convert.set_defaults(run=lambda arguments: _convert(arguments, convert.error))
+    train = commands.add_parser(
+        "train",
+        usage="dosde train --config FILE [--resume | --overwrite]",
+        help="train or fine-tune a network, on one machine or many",
+        description="Train what a config (TOML) says: a pixel network, or DoSSR's ControlNet. Checkpoints, log and result go "
+        "to the folder `out` of the config.",
+        epilog="Several processes, on this machine or others: accelerate launch -m dosde train --config FILE. The keys of a "
+        "config are in docs/training.md, examples in configs/.",
+    )
+    train.add_argument("--config", type=_path, required=True, metavar="FILE", help="see docs/training.md")
+    start = train.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`, if there is one")
+    start.add_argument("--overwrite", action="store_true", help="start anew, and delete the run in `out`")
+    train.set_defaults(run=lambda arguments: _train(arguments, train.error))
     return parser
 
 
@@ -322,4 +337,29 @@ def _convert(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
         print(f"dosde convert: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(f"wrote   {out}")
+    return 0
+
+
+def _train(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    rank = os.environ.get("RANK", "0")
+    start = "resume" if arguments.resume else "overwrite" if arguments.overwrite else "new"
+    try:
+        import accelerate  # noqa: F401
+        import safetensors  # noqa: F401
+        import tqdm  # noqa: F401
+
+        from backbones.training import config, loop
+    except ImportError as error:
+        fail(f"{_NEEDS_TRAIN} ({error})")
+    try:
+        result = loop.train(config.load(arguments.config), start=start)
+    except (ValueError, OSError, loop.Stopped) as error:
+        which = "" if rank == "0" else f" (process {rank})"
+        print(f"dosde train: error{which}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    if rank == "0":
+        print(f"wrote   {result}")
     return 0

@@ -90,9 +90,7 @@ def load(
     device: auto is a GPU where there is one. dtype: auto is bfloat16 on a GPU, float32 on the CPU.
     Errors: ValueError that names the argument.
     """
-    if not sys.stderr.isatty():  # bars of the loading, which cannot be set for one call
-        for library in ("diffusers", "transformers"):
-            importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
+    quiet()
     if not -1e6 < guidance_scale < 1e6:
         raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")
     place = _device(device)
@@ -108,6 +106,13 @@ def load(
         context = pipe.encode_prompt(prompt)
         negative = pipe.encode_prompt(negative_prompt, "negative_prompt") if guidance_scale != 1 else None
     return DoSSR(pipe, context, negative, guidance_scale, color_fix, source, tile, max_memory)
+
+
+def quiet() -> None:
+    """No bars of the loading where no terminal shows them; they cannot be set for one call."""
+    if not sys.stderr.isatty():
+        for library in ("diffusers", "transformers"):
+            importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
 
 
 def _device(name: str) -> torch.device:

@@ -62,7 +62,9 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 class Source(Protocol):
     """Pictures of one size."""
 
-    crop: int
+    @property
+    def crop(self) -> int:
+        """The length of their sides."""
 
     def __len__(self) -> int:
         """The pictures of an epoch."""

@@ -1,0 +1,429 @@
+"""The config of `dosde train`: a TOML file, read into frozen dataclasses and checked before anything starts.
+
+    >>> parse({"task": "embedded", "out": "runs/a", "steps": 100, "optimizer": {"lr": -1.0}})
+    Traceback (most recent call last):
+    ValueError: optimizer.lr: -1.0; a number above 0 is needed
+
+Every error is one line: the key, its value, and what is legal. Paths are relative to where the command runs.
+"""
+
+import dataclasses
+import math
+import tomllib
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+import dosde
+from dosde import objective, presets, schedule, shift
+from dosde.prediction import Predicts
+
+from .data import Bundled, Folder, Mixed, Procedural, Samples, Source
+from .degradation import BICUBIC, REAL_ESRGAN
+from .degradation import Degradation as DegradationParameters
+
+
+def _key(default: Any, legal: str, check: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"legal": legal, "check": check})
+
+
+def _count(default: Any, least: int = 1) -> Any:
+    return _key(default, f"a whole number of at least {least}", lambda v: v >= least)
+
+
+def _above(default: Any) -> Any:
+    return _key(default, "a number above 0", lambda v: 0 < v < math.inf)
+
+
+def _within(default: Any, low: float, high: float) -> Any:
+    return _key(default, f"a number from {low:g} to {high:g}", lambda v: low <= v <= high)
+
+
+def _choice(default: Any, *names: str) -> Any:
+    return _key(default, "one of " + ", ".join(names), lambda v: v in names)
+
+
+@dataclass(frozen=True)
+class SourceOfPictures:
+    """[[data.sources]]: one source of pictures."""
+
+    kind: str = _choice(dataclasses.MISSING, "folder", "bundled", "procedural")
+    path: str = ""
+    """Of a folder."""
+    weight: float = _above(1.0)
+    """Share of the samples, relative to other sources."""
+    small: str = _choice("refuse", "refuse", "skip")
+    """What becomes of pictures of a folder that are smaller than the crop."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]"""
+
+    crop: int = _count(64)
+    """Side of the high-resolution crops."""
+    scale: int = _count(4)
+    degradation: str = _choice("bicubic", "bicubic", "real-esrgan")
+    length: int = _count(1000)
+    """Samples an epoch."""
+    workers: int = _count(0, 0)
+    """Processes that read pictures, in each process that trains."""
+    sources: tuple[SourceOfPictures, ...] = (SourceOfPictures("procedural"),)
+
+
+@dataclass(frozen=True)
+class Process:
+    """[process]: what is diffused how; of `sd21`, its pipeline has it."""
+
+    kind: str = _choice("vp", "vp", "dossr", "resshift", "flow")
+    """vp: `schedule` and `shift`. dossr, resshift: as released (`dosde.presets`). flow: `dosde.process.flow`."""
+    schedule: str = _choice("scaled_linear", "scaled_linear", "linear", "cosine")
+    shift: str = _choice("cosine", "cosine", "linear", "none")
+    """none: plain diffusion, without the source."""
+    t1: float = _key(0.5, "a number above 0, up to 1", lambda v: 0 < v <= 1)
+    """Of vp and dossr."""
+    T: int = _key(15, "15 or 4", lambda v: v in (15, 4))
+    """Of resshift."""
+    kappa: float = _key(0.0, "a number of at least 0", lambda v: 0 <= v < math.inf)
+    """Of flow."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """[objective]: `dosde.objective.loss`, and where its times come from."""
+
+    predicts: str = _choice("x0", *get_args(Predicts))
+    norm: str = _choice("l2", "l2", "l1")
+    of: str = _choice("net", "net", "x0")
+    weight: str = _choice("one", "one", "plain", "bound", "u")
+    """plain, bound: ResShift's (bound needs times = "table"). u: that of eps on x0, at most weight_max."""
+    weight_max: float = _above(100.0)
+    times: str = _choice("uniform", "uniform", "table", "angle")
+    """Uniform in t; over the times (i + 1)/table; or in atan(lam/scale), where few steps are."""
+    t_min: float = _within(0.001, 0, 1)
+    t_max: float = _within(0.0, 0, 1)
+    """0: t1 of the process."""
+    table: int = _count(1000)
+    scale: float = _above(0.1)
+    """Std of x0 given x_hat0, of times = "angle"."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """[model], of the task embedded."""
+
+    network: str = _key("backbones.embedded:Network", '"package.module:name"', lambda v: v.count(":") == 1)
+    """What makes the network, forward(x, x_hat0, t)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Its arguments."""
+    weights: str = ""
+    """A file to start from: .safetensors that this command wrote, or any with the network's tensors."""
+    save: str = _key("", '"package.module:name"', lambda v: not v or v.count(":") == 1)
+    """What writes the weights at the end, called as (network, folder); default: weights.safetensors."""
+
+
+@dataclass(frozen=True)
+class SD21:
+    """[sd21], of the task sd21: DoSSR's fine-tuning, of the ControlNet alone."""
+
+    weights: str = ""
+    """The folder to start from, of `dosde convert`."""
+    prompt: str = ""
+    cache: str = ""
+    """A folder for latents and the embedded prompt; default: none, they are made at every step."""
+    cache_samples: int = _count(1000)
+    """How many samples are cached, and trained on."""
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """[optimizer]: AdamW."""
+
+    lr: float = _above(1e-4)
+    betas: tuple[float, ...] = _key((0.9, 0.999), "two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v))
+    eps: float = _above(1e-8)
+    weight_decay: float = _key(0.0, "a number of at least 0", lambda v: 0 <= v < math.inf)
+    warmup: int = _count(0, 0)
+    """Steps of the linear warm-up."""
+    decay: str = _choice("constant", "constant", "cosine")
+    """After it; cosine falls to `final` of lr at the last step."""
+    final: float = _within(0.0, 0, 1)
+    clip: float = _key(1.0, "a number of at least 0 (0: no clipping)", lambda v: 0 <= v < math.inf)
+    """Most that the norm of the gradient may be."""
+
+
+@dataclass(frozen=True)
+class EMA:
+    """[ema]: averaged weights, which validation and the result have."""
+
+    decay: float = _key(0.999, "a number in [0, 1)", lambda v: 0 <= v < 1)
+    warmup: bool = True
+    """At most (1 + step)/(10 + step) at first."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """[checkpoint]"""
+
+    every: int = _count(1000)
+    keep: int = _count(2)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """[validation]"""
+
+    every: int = _count(0, 0)
+    """0: never."""
+    pictures: str = "held_out"
+    """held_out (chelsea, coffee, china), procedural, or a folder."""
+    count: int = _count(3)
+    crop: int = _count(128)
+    """Side of the square in their middle."""
+    steps: tuple[int, ...] = _key((1, 5), "whole numbers of at least 1", lambda v: v and min(v) >= 1)
+    """Of the solves; each is measured."""
+    order: int = _key(3, "1, 2 or 3", lambda v: 1 <= v <= 3)
+    method: str = _choice("dos", "dos", "few_step")
+    scale: float = _above(0.1)
+    """Of few_step."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file."""
+
+    task: str = _choice(dataclasses.MISSING, "embedded", "sd21")
+    out: str = _key(dataclasses.MISSING, "the name of a folder", bool)
+    steps: int = _count(dataclasses.MISSING)
+    """Of the optimizer."""
+    batch: int = _count(8)
+    """Samples a step, on all processes together."""
+    accumulate: int = _count(1)
+    """Parts that each process computes its share of a step in."""
+    seed: int = _key(0, "a whole number from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63)
+    precision: str = _choice("no", "no", "bf16")
+    log_every: int = _count(10)
+    data: Data = Data()
+    process: Process = Process()
+    objective: Objective = Objective()
+    model: Model = field(default_factory=Model)
+    sd21: SD21 = SD21()
+    optimizer: Optimizer = Optimizer()
+    ema: EMA = EMA()
+    checkpoint: Checkpoint = Checkpoint()
+    validation: Validation = Validation()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        plain: dict[str, Any] = dataclasses.asdict(self)
+        return plain
+
+
+# -- Reading ------------------------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> Config:
+    """Errors: ValueError, one line."""
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path}; a TOML file is needed ({getattr(error, 'strerror', None) or error})") from None
+    try:
+        return parse(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config: {path} is not TOML ({error})") from None
+
+
+def parse(content: Mapping[str, Any]) -> Config:
+    """Errors: ValueError, one line."""
+    config = _made(Config, content, "")
+    assert isinstance(config, Config)
+    other = {"embedded": ("sd21",), "sd21": ("model", "process")}[config.task]
+    for name in other:
+        if name in content:
+            raise ValueError(f"{name}: not of the task {config.task}; leave the table [{name}] out, or change the task")
+    if config.task == "sd21" and not config.sd21.weights:
+        raise ValueError("sd21.weights: ''; a folder written by `dosde convert` is needed")
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    """What keys ask of each other."""
+    data, wanted = config.data, config.objective
+    if data.crop % data.scale:
+        raise ValueError(f"data.crop: {data.crop}; a multiple of data.scale, {data.scale}, is needed")
+    if not data.sources:
+        raise ValueError("data.sources: []; at least one source is needed")
+    for i, source in enumerate(data.sources):
+        if (source.kind == "folder") != bool(source.path):
+            legal = "the name of a folder" if source.kind == "folder" else "nothing, which only kind = 'folder' has,"
+            raise ValueError(f"data.sources[{i}].path: {source.path!r}; {legal} is needed")
+    if config.batch % config.accumulate:
+        raise ValueError(f"accumulate: {config.accumulate}; a divisor of batch, {config.batch}, is needed")
+    if config.optimizer.warmup > config.steps:
+        raise ValueError(f"optimizer.warmup: {config.optimizer.warmup}; at most steps, {config.steps}, is needed")
+    if 0 < wanted.t_max <= wanted.t_min:
+        raise ValueError(f"objective.t_max: {wanted.t_max}; a number above t_min, {wanted.t_min}, is needed")
+    if wanted.weight == "bound" and wanted.times != "table":
+        raise ValueError(f"objective.weight: 'bound'; needs times = 'table', and it is {wanted.times!r}")
+    if config.validation.crop % data.scale:
+        raise ValueError(f"validation.crop: {config.validation.crop}; a multiple of data.scale, {data.scale}, is needed")
+    if config.task == "embedded":
+        process = made_process(config.process)
+        if process.noise_free and wanted.predicts not in ("x0", "flow"):
+            raise ValueError(f"objective.predicts: {wanted.predicts!r}; x0 or flow is needed on a process without noise")
+        Times(process, wanted)
+        if config.validation.every and process.noise_free:
+            raise ValueError(
+                "process.kappa: 0; validation solves need a process with noise, so kappa > 0 or validation.every = 0"
+            )
+
+
+def _made(kind: type, content: object, place: str) -> object:
+    """A dataclass of a table."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{place}: {content!r}; a table is needed")
+    prefix = f"{place}." if place else ""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for name in content:
+        if name not in fields:
+            raise ValueError(f"{prefix}{name}: {content[name]!r}; no such key, {place or 'a config'} has {', '.join(fields)}")
+    values = {}
+    for name, one in fields.items():
+        if name in content:
+            value = _typed(hints[name], content[name], prefix + name)
+            if one.metadata and not one.metadata["check"](value):
+                raise ValueError(f"{prefix}{name}: {content[name]!r}; {one.metadata['legal']} is needed")
+            values[name] = value
+        elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name}: missing; {one.metadata['legal']} is needed")
+    return kind(**values)
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table", tuple: "a list"}
+
+
+def _typed(hint: Any, value: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _made(typing.cast(type, hint), value, place)
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{place}: {value!r}; a list is needed")
+        return tuple(_typed(get_args(hint)[0], one, f"{place}[{i}]") for i, one in enumerate(value))
+    right = isinstance(value, origin) or (origin is float and isinstance(value, int))
+    if not right or (isinstance(value, bool) and origin is not bool):
+        raise ValueError(f"{place}: {value!r}; {_WORDS[origin]} is needed")
+    return float(value) if origin is float else value
+
+
+# -- What a config names ------------------------------------------------------------------------------------------------------
+
+
+def made_process(config: Process) -> dosde.Process:
+    if config.kind == "dossr":
+        return presets.dossr(t1=config.t1)[0]
+    if config.kind == "resshift":
+        return presets.resshift(config.T, config.T)[0]
+    if config.kind == "flow":
+        return dosde.process.flow(config.kappa)
+    shifts = {"cosine": lambda: shift.cosine(config.t1), "linear": lambda: shift.linear(config.t1), "none": shift.none}
+    schedules: dict[str, Callable[[], schedule.Schedule]] = {
+        "scaled_linear": schedule.scaled_linear,
+        "linear": schedule.linear,
+        "cosine": schedule.cosine,
+    }
+    return dosde.Process(schedules[config.schedule](), shifts[config.shift]())
+
+
+def made_degradation(config: Data) -> DegradationParameters:
+    return dataclasses.replace({"bicubic": BICUBIC, "real-esrgan": REAL_ESRGAN}[config.degradation], scale=config.scale)
+
+
+def made_samples(config: Data, seed: int) -> Samples:
+    """Errors: ValueError that names the source."""
+    parts: list[tuple[Source, float]] = []
+    for i, one in enumerate(config.sources):
+        try:
+            source: Source
+            if one.kind == "folder":
+                source = Folder(one.path, config.crop, one.small)
+            elif one.kind == "bundled":
+                source = Bundled(config.crop)
+            else:
+                source = Procedural(config.crop, config.length)
+        except ValueError as error:
+            raise ValueError(f"data.sources[{i}]: {error}") from None
+        parts.append((source, one.weight))
+    return Samples(Mixed(parts, config.length), made_degradation(config), seed)
+
+
+class Times:
+    """Uniform numbers in [0, 1) -> times of training, float64. Errors: ValueError where there are none."""
+
+    def __init__(self, process: dosde.Process, config: Objective) -> None:
+        low, high = config.t_min, config.t_max or process.t1
+        if not low < high:
+            raise ValueError(f"objective.t_min: {low}; a time below {high:g} is needed")
+        if config.times == "table":
+            every = torch.arange(1, config.table + 1, dtype=torch.float64) / config.table
+            self.nodes = every[(every >= low - 1e-12) & (every <= high + 1e-12)]
+            if not len(self.nodes):
+                raise ValueError(f"objective.table: {config.table}; none of its times lies in [{low:g}, {high:g}]")
+        elif config.times == "angle":
+            if process.noise_free:
+                raise ValueError("objective.times: 'angle'; a process with noise is needed")
+            least, most = (float(torch.atan(process(t).lam / config.scale)) for t in (low, min(high, process.t1)))
+            angles = torch.linspace(least, most, 2049, dtype=torch.float64)[1:-1]
+            ends = torch.tensor([low, min(high, process.t1)], dtype=torch.float64)
+            self.nodes = torch.cat([ends[:1], process.time(config.scale * torch.tan(angles)), ends[1:]])
+        else:
+            self.nodes = torch.tensor([low, high], dtype=torch.float64)
+        self.discrete = config.times == "table"
+        self.weights: Tensor | None = None
+        if config.weight == "bound":
+            times = torch.cat([self.nodes.flip(0), self.nodes.new_zeros(1)])
+            self.weights = objective.bound_weights(typing.cast(Predicts, config.predicts), process, times).flip(0)
+
+    def __call__(self, part: Tensor) -> Tensor:
+        place = part.double() * (len(self.nodes) if self.discrete else len(self.nodes) - 1)
+        index = place.long()
+        if self.discrete:
+            return self.nodes[index]
+        return torch.lerp(self.nodes[index], self.nodes[index + 1], place - index)
+
+
+def weights(process: dosde.Process, config: Objective, times: Times, t: Tensor) -> Tensor:
+    """w of `dosde.objective.loss`, one a sample."""
+    if config.weight == "u":
+        return process(t).u.clamp(max=config.weight_max)
+    if config.weight == "plain":
+        return objective.plain_weight(typing.cast(Predicts, config.predicts), process(t))
+    if times.weights is not None:
+        return times.weights[torch.searchsorted(times.nodes, t)]
+    return torch.ones_like(t)
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any], free: tuple[str, ...], place: str = "") -> str | None:
+    """The first key, but those that are free, in which two configs differ: "key: its value, the other one"."""
+    for name in {**one, **other}:
+        key = place + name
+        if key in free:
+            continue
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            inside = difference(a, b, free, f"{key}.")
+            if inside:
+                return inside
+        elif a != b:
+            return f"{key}: {a!r}; {b!r}"
+    return None

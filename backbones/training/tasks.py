@@ -1,0 +1,153 @@
+"""What is trained: a task has the network, makes the loss of each sample of a batch, and upscales pictures to validate.
+
+    Embedded    a pixel network (x, x_hat0, t) -> what `predicts` names; x_hat0 is LR, bicubically brought to the size of HR
+
+`sd21.SD21` is the other one. The loop (`loop.train`) knows no more than `Task`.
+"""
+
+import functools
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import dosde
+from dosde import objective
+from dosde.prediction import Predicts
+
+from . import checkpoints
+from .config import Config, Times, made_process, weights
+
+Batch = dict[str, Tensor]
+Network = Callable[..., Any]
+
+
+class Task(Protocol):
+    """What the loop trains."""
+
+    trainable: nn.Module
+    """All of its parameters are trained; float32, on the host until the loop moves it."""
+    process: dosde.Process
+    noise_shapes: tuple[tuple[int, ...], ...]
+    """Of the tensors of unit normal noise that a sample needs, `noise0`, `noise1`, ... of a batch."""
+
+    def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
+        """What is loaded, by (epoch, index), of a data set of hr and lr."""
+
+    def place(self, device: torch.device) -> None:
+        """Whatever is not trained goes to its device."""
+
+    def losses(self, network: Network, batch: Batch) -> Tensor:
+        """(batch,), of hr, lr (or what `samples` made of them), noise0, ..., and part: a uniform number each, on the host."""
+
+    def upscaled(self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, how: Any) -> Tensor:
+        """The picture (1, 3, height, width) in [0, 1] of one."""
+
+    def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
+        """Writes the result, these being the weights, and returns where it is."""
+
+
+class Embedded:
+    """A network on pixels in [-1, 1], forward(x, x_hat0, t), t float of shape (batch,).
+
+    network: what makes it; default: what the config names. save: (network, folder) -> path, writes the result.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: Callable[..., nn.Module] | None = None,
+        save: Callable[[nn.Module, Path], Path] | None = None,
+    ) -> None:
+        self.config = config
+        self.process = made_process(config.process)
+        self.predicts = cast(Predicts, config.objective.predicts)
+        self.times = Times(self.process, config.objective)
+        self.noise_shapes: tuple[tuple[int, ...], ...] = ((3, config.data.crop, config.data.crop),)
+        make = _named("model.network", config.model.network) if network is None else network
+        self._save = _named("model.save", config.model.save) if save is None and config.model.save else save
+        self._make = make
+        self.trainable = self._made()
+        if not isinstance(self.trainable, nn.Module) or not any(p.requires_grad for p in self.trainable.parameters()):
+            raise ValueError(f"model.network: {config.model.network!r}; what makes a network with parameters is needed")
+        if config.model.weights:
+            path = Path(config.model.weights)
+            tensors = checkpoints.weights_of(path)
+            checkpoints.check(path, tensors, self.trainable.state_dict())
+            self.trainable.load_state_dict(tensors)
+
+    def _made(self) -> nn.Module:
+        """The network, its start a function of the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            try:
+                return self._make(**self.config.model.options)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"model.options: {self.config.model.options!r}; {' '.join(str(error).split())}") from None
+
+    def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
+        return samples
+
+    def place(self, device: torch.device) -> None:
+        pass
+
+    def losses(self, network: Network, batch: Batch) -> Tensor:
+        wanted, x0, z = self.config.objective, 2 * batch["hr"] - 1, batch["noise0"]
+        x_hat0 = source(batch["lr"], self.config.data.scale)
+        t = self.times(batch["part"])
+        x = self.process.sample(x0, x_hat0, t, z)
+        value = network(x, x_hat0, t.to(x))
+        w = weights(self.process, wanted, self.times, t)
+        norm, of = cast(Any, wanted.norm), cast(Any, wanted.of)
+        return objective.loss(value, self.predicts, self.process, x0, x_hat0, t, z, norm=norm, of=of, weight=w)
+
+    def upscaled(self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, how: Any) -> Tensor:
+        def net(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
+            value: Tensor = network(x, x_hat0, t.to(x).expand(len(x)))
+            return value
+
+        model = dosde.Denoiser(net, self.process, self.predicts)
+        x0 = dosde.solve(model, source(lr, self.config.data.scale), steps, order, noise=noise, **how)
+        return ((x0 + 1) / 2).clamp(0, 1)
+
+    def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
+        if self._save is not None:
+            network = self._made()
+            network.load_state_dict(tensors)
+            return self._save(network.eval(), folder)
+        path = folder / "weights.safetensors"
+        own = {"network": self.config.model.network, "options": json.dumps(self.config.model.options)}
+        checkpoints.write(path, tensors, {**metadata, **own})
+        return path
+
+
+def source(lr: Tensor, scale: int) -> Tensor:
+    """x_hat0 in [-1, 1] (and a little beyond) of LR in [0, 1]: bicubic, antialiased."""
+    size = [scale * side for side in lr.shape[-2:]]
+    return 2 * nn.functional.interpolate(lr, size, mode="bicubic", antialias=True, align_corners=False) - 1
+
+
+def made(config: Config) -> Task:
+    """The task of a config. Errors: ValueError, one line."""
+    if config.task == "sd21":
+        from .sd21 import SD21
+
+        return SD21(config)
+    return Embedded(config)
+
+
+def _named(key: str, name: str) -> Callable[..., Any]:
+    """What "package.module:name" names."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{key}: {name!r}; 'package.module:name' of something importable is needed ({error})") from None
+    if not callable(found):
+        raise ValueError(f"{key}: {name!r}; a function or a class is needed")
+    return cast(Callable[..., Any], found)

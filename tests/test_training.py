@@ -1,0 +1,497 @@
+"""dosde train: configs, the same run on one process and two, killed and resumed, what goes wrong, and the ControlNet."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import types
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_networks import Network
+
+import dosde
+from backbones.training import checkpoints, config, loop, tasks
+from dosde.cli import main
+
+accelerate = pytest.importorskip("accelerate")
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "task": "embedded",
+    "steps": 12,
+    "batch": 4,
+    "log_every": 1,
+    "data": {"crop": 16, "scale": 4, "length": 10},
+    "model": {"network": "training_networks:Network"},
+    "optimizer": {"lr": 3e-3, "warmup": 4, "decay": "cosine"},
+    "checkpoint": {"every": 5},
+}
+
+
+def tiny(out, **changes):
+    """The content of a config; changes: tables are merged."""
+    content = {**TINY, "out": str(out)}
+    for name, value in changes.items():
+        content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
+    return content
+
+
+def written(path, content):
+    """As TOML."""
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in content.items() if name not in tables]
+    for table, keys in tables.items():
+        inside = {key: value for key, value in keys.items() if not isinstance(value, dict)}
+        lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in inside.items())]
+        for key, value in keys.items():
+            if isinstance(value, dict):
+                lines += [f"[{table}.{key}]", *(f"{k} = {toml(v)}" for k, v in value.items())]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def toml(value):
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[" + ", ".join("{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in one.items()) + "}" for one in value) + "]"
+    return json.dumps(value)
+
+
+def train(out, start="new", **changes):
+    return loop.train(config.parse(tiny(out, **changes)), start=start, progress=False)
+
+
+def losses(out):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def last(out):
+    return load_file(checkpoints.every(out)[-1][1])
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(out)
+    return out
+
+
+# -- Configs ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stepss": 3}, "stepss: 3; no such key, a config has task, out, steps"),
+        ({"optimizer": {"rate": 1}}, "optimizer.rate: 1; no such key, optimizer has lr, betas"),
+        ({"optimizer": {"lr": "big"}}, "optimizer.lr: 'big'; a number is needed"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr: 0; a number above 0 is needed"),
+        ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: nan; a number above 0 is needed"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: [0.9]; two numbers in [0, 1) is needed"),
+        ({"optimizer": {"warmup": 13}}, "optimizer.warmup: 13; at most steps, 12, is needed"),
+        ({"steps": 1.5}, "steps: 1.5; a whole number is needed"),
+        ({"steps": True}, "steps: True; a whole number is needed"),
+        ({"seed": -1}, "seed: -1; a whole number from 0 to 2^63 - 1 is needed"),
+        ({"precision": "fp8"}, "precision: 'fp8'; one of no, bf16 is needed"),
+        ({"task": "resshift"}, "task: 'resshift'; one of embedded, sd21 is needed"),
+        ({"ema": 0.9}, "ema: 0.9; a table is needed"),
+        ({"accumulate": 3}, "accumulate: 3; a divisor of batch, 4, is needed"),
+        ({"data": {"crop": 18}}, "data.crop: 18; a multiple of data.scale, 4, is needed"),
+        ({"data": {"sources": []}}, "data.sources: []; at least one source is needed"),
+        ({"data": {"sources": [{"kind": "web"}]}}, "data.sources[0].kind: 'web'; one of folder, bundled, procedural is needed"),
+        ({"data": {"sources": [{"kind": "folder"}]}}, "data.sources[0].path: ''; the name of a folder is needed"),
+        ({"data": {"sources": [{"weight": 1.0}]}}, "data.sources[0].kind: missing; one of folder"),
+        ({"objective": {"predicts": "epsilon"}}, "objective.predicts: 'epsilon'; one of x0, eps, vp_eps, v"),
+        ({"objective": {"weight": "bound"}}, "objective.weight: 'bound'; needs times = 'table'"),
+        ({"objective": {"t_min": 0.6}}, "objective.t_min: 0.6; a time below 0.5 is needed"),
+        ({"process": {"kind": "flow"}, "objective": {"predicts": "eps"}}, "objective.predicts: 'eps'; x0 or flow is needed"),
+        ({"sd21": {"weights": "folder"}}, "sd21: not of the task embedded; leave the table [sd21] out"),
+        ({"task": "sd21"}, "model: not of the task sd21; leave the table [model] out"),
+    ],
+)
+def test_a_wrong_config_is_one_line(changes, said):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        config.parse(tiny("runs/none", **changes))
+    assert said in str(error.value)
+
+
+def test_missing_keys_and_files_that_are_no_configs(tmp_path):
+    with pytest.raises(ValueError, match=r"^out: missing; the name of a folder is needed$"):
+        config.parse({"task": "embedded", "steps": 1})
+    with pytest.raises(ValueError, match=r"^config: .*none.toml; a TOML file is needed \(No such file"):
+        config.load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("steps = = 1")
+    with pytest.raises(ValueError, match=r"^config: .*bad.toml is not TOML"):
+        config.load(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_examples_are_configs(path):
+    made = config.load(path)
+    assert made.task == tomllib.loads(path.read_text())["task"]
+
+
+def test_the_document_has_every_key_and_its_default():
+    def keys(kind, prefix):
+        for one in fields(kind):
+            default = one.default_factory() if one.default is MISSING and one.default_factory is not MISSING else one.default
+            if is_dataclass(default):
+                yield from keys(type(default), f"{prefix}{one.name}.")
+            elif one.name == "sources":
+                yield "| `data.sources` | procedural |"
+                yield from keys(config.SourceOfPictures, "data.sources.")
+            else:
+                shown = "needed" if default is MISSING else f"`{json.dumps(default)}`"
+                yield f"| `{prefix}{one.name}` | {shown} |"
+
+    inside = (ROOT / "docs" / "training.md").read_text().split("<!-- config: begin -->\n")[1].split("\n<!-- config: end -->")[0]
+    rows = inside.splitlines()[2:]
+    assert [row[: row.index("|", row.index("|", 1) + 1) + 1] for row in rows] == list(keys(config.Config, ""))
+
+
+@pytest.mark.parametrize("kind", ["vp", "dossr", "resshift", "flow"])
+def test_times(kind):
+    made = config.made_process(config.Process(kind, kappa=1.0))
+    part = torch.arange(1000, dtype=torch.float64) / 1000
+    t = config.Times(made, config.Objective(t_min=0.1))(part)
+    assert t.numpy() == pytest.approx((0.1 + (made.t1 - 0.1) * part).numpy(), abs=1e-12)
+    t = config.Times(made, config.Objective(times="table", table=15, t_max=1.0))(part)
+    assert sorted(set(t.tolist())) == [(i + 1) / 15 for i in range(15)]
+    assert t.unique(return_counts=True)[1].min() >= 66
+    t = config.Times(made, config.Objective(times="angle", scale=0.2))(part)
+    theta = torch.atan(made(t).lam / 0.2)
+    assert theta.diff().numpy() == pytest.approx(float(theta.diff().mean()), rel=0.02)
+
+
+def test_weights():
+    made = config.made_process(config.Process("resshift", T=4))
+    wanted = config.Objective(times="table", table=4, weight="bound", t_max=1.0)
+    times = config.Times(made, wanted)
+    bound = dosde.objective.bound_weights("x0", made, [1.0, 0.75, 0.5, 0.25, 0.0]).flip(0)
+    assert torch.equal(config.weights(made, wanted, times, torch.tensor([0.25, 1.0, 0.5]).double()), bound[[0, 3, 1]])
+    u = config.weights(made, config.Objective(weight="u", weight_max=3.0), times, torch.tensor([0.25, 1.0]).double())
+    assert u.tolist() == [3.0, made(1.0).u.item()]
+
+
+def test_the_learning_rate():
+    own = config.Optimizer(lr=1.0, warmup=4, decay="cosine", final=0.1)
+    rates = [loop.learning_rate(own, k, 104) for k in range(105)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1, 1]
+    assert rates[54] == pytest.approx(0.55)
+    assert rates[104] == pytest.approx(0.1)
+    assert loop.learning_rate(replace(own, decay="constant"), 99, 104) == 1
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_processes_share_the_samples_of_each_step(world, accumulate):
+    whole = list(loop.Share(7, 0, 8, 1, 0, 1, 0, 5))
+    shares = [list(loop.Share(7, 0, 8, accumulate, rank, world, 2, 5)) for rank in range(world)]
+    for step in range(2, 5):
+        parts = [share[(step - 2) * accumulate + part] for share in shares for part in range(accumulate)]
+        assert sorted(key for part in parts for key in part) == sorted(whole[step])
+        assert len({len(part) for part in parts}) == 1
+
+
+# -- Runs ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run(whole, tmp_path):
+    """Its log, checkpoints, result; weights in steps of AdamW, the average by its formula."""
+    found = losses(whole)
+    assert list(found) == list(range(1, 13))
+    assert [step for step, _ in checkpoints.every(whole)] == [10, 12]
+    result = load_file(whole / "weights.safetensors")
+    assert same(result, checkpoints.part(last(whole), "ema."))
+    # By hand: the same steps without accelerate, in float64 but for the batches.
+    made = config.parse(tiny(tmp_path, model={"options": {"dropout": 0.0}}))
+    train(tmp_path / "plain", model={"options": {"dropout": 0.0}})
+    job = tasks.Embedded(made)
+    network = job.trainable
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
+    average = [p.detach().clone() for p in network.parameters()]
+    stream = loop.Stream(config.made_samples(made.data, 0), 0, job.noise_shapes)
+    for step, keys in enumerate(loop.Share(10, 0, 4, 1, 0, 1, 0, 12)):
+        batch = torch.utils.data.default_collate([stream[key] for key in keys])
+        loss = job.losses(network, batch).mean()
+        assert losses(tmp_path / "plain")[step + 1] == pytest.approx(loss.item(), rel=1e-5)
+        optimizer.param_groups[0]["lr"] = loop.learning_rate(made.optimizer, step, 12)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.999, (1 + step) / (10 + step))
+        average = [decay * v + (1 - decay) * p.detach() for v, p in zip(average, network.parameters(), strict=True)]
+    result = load_file(tmp_path / "plain" / "weights.safetensors")
+    for (name, _), value in zip(network.named_parameters(), average, strict=True):
+        assert torch.allclose(result[name], value, atol=1e-6), name
+
+
+def test_two_processes_have_the_losses_of_one(whole, tmp_path):
+    """gloo on the CPU, as accelerate launch starts them; accumulation too. Dropout is of each process, so there is none."""
+    without = {"model": {"options": {"dropout": 0.0}}}
+    train(tmp_path / "one", **without)
+    path = written(tmp_path / "two.toml", tiny(tmp_path / "two", accumulate=2, **without))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, ROOT / "tests" / "training_processes.py", "train", "--config", path]
+    started = [
+        subprocess.Popen(
+            command, env={**common, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=100)[0].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+    a, b = load_file(tmp_path / "one" / "weights.safetensors"), load_file(tmp_path / "two" / "weights.safetensors")
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
+
+
+def environment():
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    return {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def test_killed_and_resumed_it_goes_on_bit_for_bit(whole, tmp_path):
+    out = tmp_path / "run"
+    path = written(tmp_path / "config.toml", tiny(out))
+    slowly = {**environment(), "TRAINING_SLEEP": "0.1"}
+    process = subprocess.Popen([sys.executable, "-m", "dosde", "train", "--config", path], env=slowly)
+    while not checkpoints.every(out) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert [step for step, _ in checkpoints.every(out)] == [5]
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "lo')  # a line cut off
+    (out / "checkpoints" / ".00000007.safetensors.part").write_bytes(b"half")
+    assert main(["train", "--config", str(path), "--resume"]) == 0
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"00000010.safetensors", "00000012.safetensors"}
+    assert losses(out) == losses(whole)
+    assert same(last(out), last(whole))
+    assert same(load_file(out / "weights.safetensors"), load_file(whole / "weights.safetensors"))
+
+
+def test_workers_change_nothing(whole, tmp_path):
+    train(tmp_path / "run", data={"workers": 1}, steps=6, optimizer={"decay": "constant"})
+    train(tmp_path / "other", steps=6, optimizer={"decay": "constant"})
+    assert same(last(tmp_path / "run"), last(tmp_path / "other"))
+    assert train(tmp_path / "run", "resume", steps=8, optimizer={"decay": "constant"})  # more steps, at a constant rate
+    assert [step for step, _ in checkpoints.every(tmp_path / "run")] == [6, 8]
+
+
+def test_validation_and_bf16(tmp_path):
+    pictures = {"every": 2, "pictures": "procedural", "count": 2, "crop": 32, "steps": [1, 3], "method": "few_step"}
+    train(tmp_path / "run", steps=4, precision="bf16", validation=pictures)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if "psnr" in line]
+    assert [(row["step"], row["solve_steps"]) for row in rows] == [(2, 1), (2, 3), (4, 1), (4, 3)]
+    assert all(10 < row["psnr"] < 40 and 0 < row["ssim"] < 1 and len(row["pictures"]) == 2 for row in rows)
+    assert len(list((tmp_path / "run" / "validation").glob("*.png"))) == 8
+    assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "run" / "weights.safetensors").values())
+
+
+def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            assert (folder, purge_step) == (tmp_path / "run" / "tensorboard", 1)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def add_image(self, name, picture, step):
+            written.append((name, step, tuple(picture.shape)))
+
+        def close(self):
+            written.append("closed")
+
+    board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    train(tmp_path / "run", steps=4, log_every=2, validation={"every": 4, "pictures": "procedural", "count": 1, "crop": 32})
+    assert [name for name, *_ in written if name == "train/loss"] == ["train/loss"] * 2
+    assert ("validation/psnr_5", 4) in written
+    assert ("procedural0/1", 4, (3, 32, 32)) in written
+    assert written[-1] == "closed"
+
+
+def test_measures():
+    hr = torch.rand(1, 3, 40, 40)
+    off = hr + 0.1
+    off[..., :4, :] = 0  # the border is not looked at
+    psnr, ssim = loop.measured(off, hr, 4)
+    assert psnr == pytest.approx(20, abs=1e-4)
+    assert 0.9 < ssim < 1
+
+
+def test_it_learns(tmp_path):
+    """From a bicubic picture: the last losses are below the first ones, by more than their scatter."""
+    train(tmp_path / "run", steps=80, batch=8, optimizer={"lr": 1e-2}, data={"length": 4}, model={"options": {"dropout": 0.0}})
+    found = np.array(list(losses(tmp_path / "run").values()))
+    assert found[-20:].mean() < 0.9 * found[:20].mean()
+
+
+def test_an_own_save_and_weights_to_start_from(whole, tmp_path):
+    changes = {"model": {"save": "training_networks:save", "weights": str(checkpoints.every(whole)[-1][1])}}
+    job = tasks.Embedded(config.parse(tiny(tmp_path, **changes)))
+    assert same(job.trainable.state_dict(), load_file(whole / "weights.safetensors"))
+    path = train(tmp_path / "run", steps=4, **changes)
+    assert path.name == "own.pth"
+    assert same(torch.load(path, weights_only=True), checkpoints.part(last(tmp_path / "run"), "ema."))
+    network = tasks.Embedded(
+        config.parse(tiny(tmp_path)), network=lambda: Network(3), save=lambda net, folder: folder
+    ).trainable
+    assert network.net[0].out_channels == 3
+
+
+# -- What goes wrong ----------------------------------------------------------------------------------------------------------
+
+
+def test_nan_stops_and_the_last_checkpoint_stays(tmp_path, capsys):
+    changes = {"model": {"network": "training_networks:Failing"}, "checkpoint": {"every": 2}}
+    path = written(tmp_path / "config.toml", tiny(tmp_path / "run", **changes))
+    assert main(["train", "--config", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert said == "dosde train: error: step 6: the loss is nan; the checkpoint of step 4 stays\n"
+    assert [step for step, _ in checkpoints.every(tmp_path / "run")] == [2, 4]
+    assert all(t.isfinite().all() for t in last(tmp_path / "run").values())
+
+
+def test_a_full_disk_stops_and_the_last_checkpoint_stays(tmp_path, capsys):
+    """No file may grow beyond a size at which the log fits, and a wider network's checkpoint does not."""
+    out = tmp_path / "run"
+    train(out, steps=5, optimizer={"decay": "constant"})
+    before = checkpoints.every(out)[-1][1].read_bytes()
+    path = written(tmp_path / "config.toml", tiny(out, optimizer={"decay": "constant"}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        assert main(["train", "--config", str(path), "--resume"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert said.startswith("dosde train: error: ")
+    assert "00000010.safetensors cannot be written" in said
+    assert said.count("\n") == 1
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["00000005.safetensors"]
+    assert checkpoints.every(out)[-1][1].read_bytes() == before
+    assert main(["train", "--config", str(path), "--resume"]) == 0
+
+
+def picture(path, width=24, height=20):
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(path)
+
+
+def test_a_broken_picture_is_left_out(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:300])
+    with pytest.warns(UserWarning, match="b.png: cannot be read and is left out"):
+        train(tmp_path / "run", steps=4, data={"sources": [{"kind": "folder", "path": str(tmp_path)}]})
+
+
+def test_pictures_that_all_vanish_stop_a_run(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture(folder / "a.png")
+
+    def task(made):
+        (folder / "a.png").write_bytes(b"gone")
+        return tasks.Embedded(made)
+
+    changed = config.parse(tiny(tmp_path / "run", data={"sources": [{"kind": "folder", "path": str(folder)}]}))
+    with (
+        pytest.warns(UserWarning, match="a.png: cannot be read"),
+        pytest.raises(loop.Stopped, match=r"^after step 0: folder: none of 1 pictures can be read"),
+    ):
+        loop.train(changed, task=task, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "data.sources[0]: folder: .*it holds no pictures"),
+        ((8,), "data.sources[0]: folder: 1 of 1 pictures are smaller than"),
+    ],
+)
+def test_folders_that_do_not_serve(tmp_path, capsys, files, said):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for side in files:
+        picture(folder / f"{side}.png", side, side)
+    path = written(tmp_path / "a.toml", tiny(tmp_path / "run", data={"sources": [{"kind": "folder", "path": str(folder)}]}))
+    assert main(["train", "--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(part in error for part in said.split(".*"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"network": "no_such:Network"}, "model.network: 'no_such:Network'; 'package.module:name' of something importable"),
+        ({"options": {"depth": 3}}, "model.options: {'depth': 3}; "),
+        ({"weights": "none.safetensors"}, "checkpoint: none.safetensors; no such file"),
+    ],
+)
+def test_networks_that_cannot_be_made(tmp_path, model, said):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        train(tmp_path / "run", model=model)
+    assert said in str(error.value)
+
+
+def test_a_checkpoint_of_another_shape(whole, tmp_path):
+    wider = {"model": {"options": {"width": 9}, "weights": str(whole / "weights.safetensors")}}
+    with pytest.raises(
+        ValueError, match=r"net.0.weight has shape \(8, 7, 3, 3\); \(9, 7, 3, 3\), as the network of the config"
+    ):
+        train(tmp_path / "run", **wider)
+    shutil.copytree(whole, tmp_path / "run")
+    step, file = checkpoints.every(tmp_path / "run")[-1]
+    tensors, metadata = checkpoints.read(file)
+    tensors["ema.net.0.weight"] = torch.zeros(2, 3)
+    save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match=r"00000012.safetensors: net.0.weight has shape \(2, 3\); \(8, 7, 3, 3\)"):
+        train(tmp_path / "run", "resume")
+    del tensors["ema.net.0.weight"]
+    save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match=r"00000012.safetensors has no tensor net.0.weight"):
+        train(tmp_path / "run", "resume")
+    file.write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"checkpoint: .*00000012.safetensors cannot be read"):
+        train(tmp_path / "run", "resume")
+    assert step == 12
+
+
+def test_a_resume_with_another_config(whole):
+    with pytest.raises(ValueError, match=r"^optimizer.lr: 0.5; 0.003 is needed, as in the run that is resumed"):
+        train(whole, "resume", optimizer={"lr": 0.5})
+    with pytest.raises(ValueError, match=r"^steps: 20; 12 is needed"):
+        train(whole, "resume", steps=20)
+    with pytest.raises(ValueError, match=r"holds a run with a checkpoint of step 12; --resume goes on"):
+        train(whole)
+    assert train(whole, "resume", checkpoint={"every": 3}).exists()  # nothing left to do; and this may be another

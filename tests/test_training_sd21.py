@@ -1,0 +1,182 @@
+"""Fine-tuning of the ControlNet, on the shrunken model of the released code."""
+
+import json
+
+import golden_sd21
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_training import last, losses, same
+
+from dosde.cli import main
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from backbones.sd21 import DoSSRPipeline
+from backbones.training import checkpoints, config, loop
+from backbones.training.sd21 import SD21
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    place = tmp_path_factory.mktemp("weights")
+    save_file({name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}, place / "model.safetensors")
+    assert main(["convert", str(place / "model.safetensors"), "-o", str(place / "folder")]) == 0
+    return place / "folder"
+
+
+def content(weights, out, **changes):
+    made = {
+        "task": "sd21",
+        "out": str(out),
+        "steps": 6,
+        "batch": 2,
+        "log_every": 1,
+        "data": {"crop": 64, "length": 4},
+        "sd21": {"weights": str(weights)},
+        "objective": {"predicts": "vp_eps", "norm": "l1", "of": "x0", "times": "table", "t_max": 1.0},
+        "optimizer": {"lr": 1e-3},
+        "ema": {"decay": 0.0},
+    }
+    for name, value in changes.items():
+        made[name] = {**made.get(name, {}), **value} if isinstance(value, dict) else value
+    return made
+
+
+def train(weights, out, start="new", **changes):
+    return loop.train(config.parse(content(weights, out, **changes)), start=start, progress=False)
+
+
+def job_of(weights, **changes):
+    job = SD21(config.parse(content(weights, "runs/none", **changes)))
+    job.place(torch.device("cpu"))
+    return job
+
+
+def test_the_released_training_step(weights):
+    """From latents, noise and times as recorded, the output of the networks and the loss; the recorded hint is z_hat0."""
+    recorded = {key: torch.from_numpy(v) for key, v in golden_sd21.load("train_step").items()}
+    job = job_of(weights)
+    t = (recorded["t"].double() + 1) / 1000
+    part = (recorded["t"].double() + 0.5) / 1000
+    assert torch.equal(job.times(part), t)
+    moments = torch.cat([recorded["z0"] / job.pipe.vae.config.scaling_factor, torch.full_like(recorded["z0"], -30.0)], 1)
+    batch = {"moments": moments, "z_hat0": recorded["z_hat0"], "part": part, "noise0": recorded["noise"]}
+    with torch.no_grad():
+        value = job.net(job.trainable, recorded["x_t"], recorded["z_hat0"], t)
+        found = job.losses(job.trainable, {**batch, "noise1": torch.zeros_like(recorded["z0"])})
+    assert (value - recorded["model_output"]).abs().max() < 1e-4 * recorded["model_output"].abs().max()
+    assert found.numpy() == pytest.approx(recorded["loss_per_sample"].numpy(), rel=1e-5)
+
+
+def test_the_latents(weights):
+    """Of pictures: the posterior of HR, the hint encoder's mode of the preprocessor's picture, not clamped."""
+    job = job_of(weights)
+    hr, lr = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 16, 16)
+    moments, z_hat0 = job.encoded(hr, lr)
+    pipe = job.pipe
+    with torch.no_grad():
+        larger = pipe.preprocessor(lr)
+        assert not ((larger >= 0) & (larger <= 1)).all()
+        assert torch.equal(z_hat0, pipe.hint(larger))
+        posterior = pipe.vae.encode(2 * hr - 1).latent_dist
+    assert torch.equal(moments.chunk(2, 1)[0], posterior.mean)
+    n = torch.randn_like(posterior.mean)
+    assert torch.allclose(pipe._latent(moments, n, None), (posterior.mean + posterior.std * n) * 0.18215, atol=1e-5)
+
+
+def test_only_the_controlnet_trains_and_its_loss_falls(weights, tmp_path):
+    """On one cached sample; and the result is a pipeline of which only the ControlNet has changed."""
+    cache = {"cache": str(tmp_path / "cache"), "cache_samples": 1}
+    path = train(weights, tmp_path / "run", steps=24, sd21=cache, optimizer={"lr": 4e-3, "warmup": 3})
+    found = torch.tensor(list(losses(tmp_path / "run").values()))
+    assert found[-8:].mean() < 0.9 * found[:8].mean()
+    before, after = (DoSSRPipeline.from_pretrained(folder) for folder in (weights, path))
+    for name in ("vae", "unet", "hint_encoder", "preprocessor"):
+        assert same(getattr(before, name).state_dict(), getattr(after, name).state_dict()), name
+    trained = checkpoints.part(last(tmp_path / "run"), "ema.")
+    assert same(after.controlnet.state_dict(), trained)
+    changed = [name for name, value in before.controlnet.state_dict().items() if not torch.equal(value, trained[name])]
+    assert len(changed) > 0.9 * len(trained)
+    assert after.encode_prompt("").shape[1] == 77
+
+
+def test_cached_latents_are_those_that_are_made(weights, tmp_path):
+    """The first epoch has the losses that it has without; then a cache of other data is refused."""
+    cache = {"cache": str(tmp_path / "cache"), "cache_samples": 4}
+    train(weights, tmp_path / "a", steps=2)
+    train(weights, tmp_path / "b", steps=2, sd21=cache)
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert list(b.values()) == pytest.approx(list(a.values()), rel=1e-4)
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert len(files) == 5
+    assert set(load_file(tmp_path / "cache" / "00000000.safetensors")) == {"moments", "z_hat0"}
+    train(weights, tmp_path / "c", steps=1, sd21=cache)
+    assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert losses(tmp_path / "c") == {1: b[1]}
+    with pytest.raises(ValueError, match=r"^sd21.cache: .* holds latents of other data or weights"):
+        train(weights, tmp_path / "d", steps=1, sd21=cache, data={"degradation": "real-esrgan"})
+
+
+def test_an_embedded_prompt_is_kept(weights, tmp_path, monkeypatch):
+    """Of a prompt that the pipeline does not carry: the text tower runs once."""
+    asked = []
+
+    def encode_prompt(self, prompt, argument):
+        asked.append(prompt)
+        return torch.full((1, 77, 64), 0.5)
+
+    monkeypatch.setattr(DoSSRPipeline, "encode_prompt", encode_prompt)
+    made = [job_of(weights, sd21={"prompt": "a cat", "cache": str(tmp_path)}).context for _ in range(2)]
+    assert asked == ["a cat"]
+    assert torch.equal(*made)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(weights):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        job = job_of(weights, sd21={"gradient_checkpointing": checkpointing})
+        job.trainable.train()
+        shape = job.noise_shapes[0]
+        batch = {
+            "hr": torch.rand(1, 3, 64, 64),
+            "lr": torch.rand(1, 3, 16, 16),
+            "part": torch.tensor([0.3], dtype=torch.float64),
+        }
+        batch |= {name: torch.randn(1, *shape) for name in ("noise0", "noise1")}
+        job.losses(job.trainable, batch).mean().backward()
+        gradients.append({name: p.grad for name, p in job.trainable.named_parameters() if p.grad is not None})
+        assert not any(p.requires_grad for p in [*job.pipe.unet.parameters(), *job.pipe.vae.parameters()])
+    assert len(gradients[0]) == len(list(job.trainable.parameters()))
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_validation_bf16_and_resume(weights, tmp_path):
+    pictures = {"every": 1, "pictures": "procedural", "count": 1, "crop": 60, "steps": [2]}
+    train(weights, tmp_path / "run", steps=2, checkpoint={"every": 1}, validation=pictures)
+    (tmp_path / "run" / "checkpoints" / "00000002.safetensors").rename(tmp_path / "second.safetensors")
+    train(weights, tmp_path / "run", "resume", steps=2, checkpoint={"every": 1}, validation=pictures)
+    assert same(last(tmp_path / "run"), load_file(tmp_path / "second.safetensors"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "psnr" in row] == [1, 2]
+    train(weights, tmp_path / "half", steps=1, precision="bf16")
+    assert losses(tmp_path / "half")[1] == pytest.approx(losses(tmp_path / "run")[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": {"predicts": "v"}}, "objective.predicts: 'v'; 'vp_eps', as the pipeline's, is needed"),
+        ({"data": {"crop": 12}}, "data.crop: 12; a multiple of "),
+        ({"sd21": {"weights": "none"}}, "weights: none; no such folder"),
+        ({"process": {"kind": "vp"}}, "process: not of the task sd21"),
+    ],
+)
+def test_what_does_not_suit_the_pipeline(weights, tmp_path, changes, said):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        train(weights, tmp_path / "run", **changes)
+    assert said in str(error.value)
