@@ -109,7 +109,10 @@ def test_options(weights, tmp_path, capsys):
         (["--backbone", "sd21"], "--weights: none; the backbone sd21 needs a folder"),
         (["--weights", "nowhere"], "--weights: nowhere; no such folder"),
         (["--weights", "."], "--weights: . has no model_index.json"),
-        (["--backbone", "gaussian", "--tile", "256"], "--tile: needs --backbone sd21, and the backbone is gaussian"),
+        (
+            ["--backbone", "gaussian", "--tile", "256"],
+            "--tile: needs --backbone embedded or sd21, and the backbone is gaussian",
+        ),
         (["--guidance", "2"], "--guidance: needs --backbone sd21"),
         (["WEIGHTS", "--guidance", "nan"], "--guidance: nan; a number is needed"),
         (["WEIGHTS", "--guidance", "2", "--negative-prompt", "a cat"], "--negative-prompt: 'a cat' needs a tokenizer"),
