@@ -1,5 +1,6 @@
 """The network that the repository trains, its file and its backbone. No trained weights here: random ones, and small."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -210,6 +211,21 @@ def test_a_file_gives_the_network_back_in_float16(tmp_path):
     save(tmp_path / "b.safetensors", back.network, about)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_it_trains_in_half_precision_and_can_be_copied():
+    """Gradients of every weight, under autocast; the copy of an average has the weights' layout and process."""
+    made = network().requires_grad_()
+    x, x_hat0 = pictures(2, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = made(x, x_hat0, torch.tensor([0.1, 0.4]))
+    out.square().mean().backward()
+    assert out.dtype == torch.float32
+    for name, parameter in made.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    twin = copy.deepcopy(made)
+    assert twin.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(twin(x, x_hat0, 0.2), made(x, x_hat0, 0.2))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

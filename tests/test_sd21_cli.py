@@ -77,6 +77,7 @@ def test_options(weights, tmp_path, capsys):
     for name, options in {
         "plain": [],
         "again": ["--dtype", "float32", "--device", "cpu", "--max-memory", "4G", "--prompt", "clean, high-resolution, 8k"],
+        "its solver": ["--method", "dos", "--order", "2"],
         "whole": ["--tile", "none"],
         "tiled": ["--tile", "128"],
         "sampled": ["--source", "sample"],
@@ -92,6 +93,7 @@ def test_options(weights, tmp_path, capsys):
         made[name] = pixels(out)
         assert made[name].shape == (48, 160, 3)
     assert np.array_equal(made["plain"], made["again"])
+    assert np.array_equal(made["plain"], made["its solver"])
     assert np.array_equal(made["plain"], made["whole"])
     for name in ("tiled", "sampled", "guided", "plain colours", "order", "half"):
         assert not np.array_equal(made["plain"], made[name]), name
