@@ -201,7 +201,10 @@ def test_a_file_gives_the_network_back_in_float16(tmp_path):
     made, about = network(config), {"pictures": ["a", "b"], "steps": 5}
     save(tmp_path / "a.safetensors", made, about)
     assert {t.dtype for t in load_file(tmp_path / "a.safetensors").values()} == {torch.float16}
+    state = torch.get_rng_state()
     back = load(tmp_path / "a.safetensors", device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert back.network.first.weight.is_contiguous(memory_format=torch.channels_last)
     assert (back.network.config, dict(back.about)) == (config, about)
     for name, tensor in back.network.state_dict().items():
         assert tensor.dtype == torch.float32
@@ -258,6 +261,7 @@ def edited(path, weights, tensors=None, **described):
         ({"predicts": "eps"}, r"predicts eps"),
         ({"config": {"depth": 3}}, r"a\.safetensors: dosde\.embedded: depth: unknown; the keys are scale, "),
         ({"config": {"widths": [8, 0]}}, r"widths: \[8, 0\]; a tuple of positive integers"),
+        ({"config": {"widths": [10**6, 10**6]}}, r"first\.weight is float16 \(8, .*; floating \(1000000, "),
         ({"config": {"scale": 0}}, r"scale: 0; a positive number"),
         ({"config": {"process": {"kind": "cold", "parameters": {}}}}, r"process: kind 'cold'; one of domain_shift, "),
         ({"config": {"process": {"kind": "flow", "parameters": {"beta": 1}}}}, r"process: flow with \{'beta': 1\}"),

@@ -24,7 +24,7 @@ from dosde.method import Method, Step
 from dosde.process import Marginal
 from dosde.solve import Model
 
-from .network import Config, Network
+from .network import Config, Network, laid_out
 
 _KEY, _FORMAT = "dosde.embedded", 1
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -156,7 +156,8 @@ def load(weights: str | Path, *, device: str = "auto", dtype: str = "auto", tile
     config, about = _described(Path(weights))
     if dtype != "auto" and dtype not in _DTYPES:
         raise ValueError(f"dtype: {dtype!r}; auto, {', '.join(_DTYPES)}, is needed")
-    network = Network(config)
+    with torch.device("meta"):  # no memory before the shapes are known to be those of the file, and no random numbers
+        network = Network(config)
     wanted = network.state_dict()
     for name, like in wanted.items():
         tensor = tensors.get(name)
@@ -169,10 +170,10 @@ def load(weights: str | Path, *, device: str = "auto", dtype: str = "auto", tile
             raise ValueError(f"checkpoint: {weights}: {name} is not finite")
     if unknown := sorted(set(tensors) - set(wanted)):
         raise ValueError(f"checkpoint: {weights}: unexpected tensor {unknown[0]}")
-    network.load_state_dict(tensors)
     place = backbones.device(device)
     kind = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
-    network = network.to(place, kind).eval().requires_grad_(False)
+    network.load_state_dict({name: laid_out(t.to(place, kind)) for name, t in tensors.items()}, assign=True)
+    files.aligned(network.eval().requires_grad_(False))
     if tile == "auto":
         overlap = Embedded(network, tile=None).overlap
         tile = max(_TILE, 2 * overlap) if _TILE % config.multiple == 0 else 2 * overlap

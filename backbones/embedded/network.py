@@ -146,7 +146,8 @@ class Network(nn.Module):
     """(x, x_hat0, t) -> x0. The module's docstring has the equations.
 
     x, x_hat0: (batch, 3, H, W), x_hat0 in [-1, 1], H and W multiples of `config.multiple`. t: one time, or one a sample.
-    F runs in the dtype of the weights (or of autocast), all else in that of x. It is its own x0-`Denoiser` net.
+    F runs in the dtype of the weights (or of autocast), all else in that of x. For `solve`:
+    dosde.Denoiser(network, network.process, predicts="x0").
 
     >>> network = Network(Config(widths=(8, 8), blocks=(1, 1)))
     >>> x_hat0 = torch.zeros(2, 3, 16, 24)
@@ -177,8 +178,7 @@ class Network(nn.Module):
         self.last = nn.Conv2d(widths[0], folded, 3, padding=1)
         self._initialise()
         for parameter in self.parameters():
-            if parameter.ndim == 4:  # twice as fast on a CPU
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = laid_out(parameter.data)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -228,6 +228,11 @@ class Network(nn.Module):
         for blocks, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
             h = blocks(F.pixel_shuffle(finer(h), 2) + skips.pop(), time)
         return F.pixel_shuffle(self.last(F.silu(h)), fold).to(w.dtype)
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """Channels last, which is twice as fast on a CPU."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
 
 
 class Block(nn.Module):
