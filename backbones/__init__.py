@@ -13,7 +13,7 @@ from torch import Tensor
 import dosde
 from dosde.solve import Model
 
-NAMES = ("gaussian", "sd21")
+NAMES = ("gaussian", "embedded", "sd21")
 
 
 class Backbone(Protocol):
@@ -29,6 +29,10 @@ class Backbone(Protocol):
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
         """The times that suit its model."""
 
+    @property
+    def method(self) -> dosde.method.Method:
+        """The solver that suits its model; if `order` has a default there, that is the order."""
+
     def encode(self, picture: Tensor, scale: float, noise: Any = None) -> tuple[Tensor, Any]:
         """x_hat0, and whatever the rest needs to know of the picture. noise: for a source that is drawn, before the solve."""
 
@@ -40,7 +44,8 @@ class Backbone(Protocol):
 
 
 def load(name: str, **options: Any) -> Backbone:
-    """A backbone by name; options of `sd21`: those of `backbones.sd21.backbone.load`, of which `weights` is needed.
+    """A backbone by name; options of `sd21` and `embedded`: those of `backbones.sd21.backbone.load` and
+    `backbones.embedded.load`, of which `weights` is needed.
 
     Errors: ValueError for another name than one of `NAMES`, and where the weights cannot be loaded.
     """
@@ -48,6 +53,12 @@ def load(name: str, **options: Any) -> Backbone:
         from .photo import StationaryGaussian
 
         return StationaryGaussian(**options)
+    if name == "embedded":
+        from . import embedded
+
+        if options.get("weights") is None:
+            raise ValueError("weights: none; no trained weights of the backbone embedded are shipped yet, a file is needed")
+        return embedded.load(**options)
     if name == "sd21":
         from .sd21 import backbone
 
@@ -60,15 +71,29 @@ def upscale(
     picture: Tensor,
     scale: float = 4,
     steps: int = 5,
-    order: int = 3,
+    order: int | None = None,
     *,
     noise: torch.Generator | Sequence[torch.Generator] | None = None,
     **how: Any,
 ) -> Tensor:
-    """The picture, `scale` times as large, in `steps` model calls. `how`: method, grid, callback, progress of `dosde.solve`."""
+    """The picture, `scale` times as large, in `steps` model calls.
+
+    `order` and `how` (method, grid, callback, progress): of `dosde.solve`; method and grid default to those of the backbone.
+    """
     with torch.no_grad():
         x_hat0, conditioning = backbone.encode(picture, scale, noise)
         model = backbone.denoiser(conditioning)
-        how = {"grid": backbone.grid, **how}
+        how = {"grid": backbone.grid, "method": backbone.method, **how}
         x0 = dosde.solve(model, x_hat0, steps, order, process=backbone.process, noise=noise, **how)
         return backbone.decode(x0, conditioning)
+
+
+def device(name: str) -> torch.device:
+    """Errors: ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {name} ({str(error).splitlines()[0]}); auto, cpu, or one that is here, is needed") from None

@@ -126,6 +126,16 @@ def resized(plane: Tensor, size: Sequence[int]) -> Tensor:
     return larger.clamp(0, 1)
 
 
+def mirrored(picture: Tensor, multiple: int) -> Tensor:
+    """Continued to the right and below by mirroring, as often as it takes, to sides that are multiples."""
+    for axis in (-2, -1):
+        side = picture.shape[axis]
+        if side % multiple:
+            index = torch.arange(-(-side // multiple) * multiple, device=picture.device) % (2 * side)
+            picture = picture.index_select(axis, torch.where(index < side, index, 2 * side - 1 - index))
+    return picture
+
+
 def _picture(image: "Image", wide: Array | None) -> Picture:
     """wide: the pixels, where they have 16 bits a channel and PIL would cut them."""
     orientation = image.getexif().get(0x0112, 1)

@@ -45,6 +45,11 @@ class StationaryGaussian:
         """Uniform in t."""
         return dosde.grid.uniform(process, steps)
 
+    @property
+    def method(self) -> dosde.method.Method:
+        """The paper's."""
+        return dosde.method.dos
+
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, gaussian.Gaussian]:
         """x_hat0, the picture interpolated by its own modes, and the posterior of x0. Errors: ValueError for a wrong shape."""
         if picture.ndim != 4 or picture.shape[1] not in (1, 3) or picture.numel() == 0:

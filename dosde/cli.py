@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from . import __version__, method
+from .solve import plan
 
 if TYPE_CHECKING:
     from backbones import Backbone
@@ -31,11 +32,14 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
 _NEEDS_IMAGES = "dosde upscale needs the extra 'images' (in the repository: pip install '.[images]')"
 _NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
 _NEEDS_TRAIN = "dosde train needs the extra 'train' (in the repository: pip install '.[train]')"
-# Options of upscale that the backbone sd21 alone has, as its `load` names them.
-_SD21 = (
-    *("weights", "prompt", "negative_prompt", "guidance_scale", "color_fix", "source", "tile", "max_memory"),
-    *("dtype", "device"),
-)
+# Options of upscale that not every backbone has, as `load` of these names them.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "embedded": ("weights", "tile", "dtype", "device"),
+    "sd21": (
+        *("weights", "prompt", "negative_prompt", "guidance_scale", "color_fix", "source", "tile", "max_memory"),
+        *("dtype", "device"),
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,13 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("--scale", type=float, default=4.0, help="how many times as large, at least 1 (default: 4)")
     upscale.add_argument("--steps", type=int, default=5, help="model calls a picture (default: 5)")
     upscale.add_argument("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
-    upscale.add_argument("--method", choices=METHODS, default="dos", help="solver (default: dos, the paper's)")
+    upscale.add_argument("--method", choices=METHODS, help="solver (default: the backbone's)")
     upscale.add_argument("--seed", type=int, default=0, help="of the noise; each picture has it afresh (default: 0)")
     upscale.add_argument(
-        "--backbone", metavar="NAME", help="the model: gaussian, or sd21 (default: gaussian, sd21 with --weights)"
+        "--backbone", metavar="NAME", help="the model: gaussian, embedded or sd21 (default: gaussian, sd21 with --weights)"
     )
     upscale.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
-    _add_sd21(upscale.add_argument_group("the backbone sd21 (DoSSR: SD 2.1 with a ControlNet)").add_argument)
+    networks = "the backbones embedded (a small network) and sd21 (DoSSR: SD 2.1 with a ControlNet)"
+    _add_networks(upscale.add_argument_group(networks).add_argument)
+    _add_sd21(upscale.add_argument_group("the backbone sd21").add_argument)
     upscale.set_defaults(run=lambda arguments: _upscale(arguments, upscale.error))
     convert = commands.add_parser(
         "convert",
@@ -122,23 +128,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_networks(add: Callable[..., object]) -> None:
+    """Defaults are those of `load` of the backbones, so that a given option is known from one left out."""
+    add(
+        "--weights",
+        metavar="PATH",
+        help="sd21: a folder written by `dosde convert`, or a checkpoint in the released layout; embedded: a .safetensors file",
+    )
+    add("--tile", type=_tile, metavar="PIXELS", help="side of the tiles in the output, 'auto' or 'none' (default: auto)")
+    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), help="default: bfloat16 on a GPU, float32 on the CPU")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+
+
 def _add_sd21(add: Callable[..., object]) -> None:
     """Defaults are those of `backbones.sd21.backbone.load`, so that a given option is known from one left out."""
-    add("--weights", metavar="FOLDER", help="written by `dosde convert`, or a checkpoint in the released layout")
     add("--prompt", help="default: the release's, 'clean, high-resolution, 8k'")
     add("--negative-prompt", metavar="PROMPT", help="for a guidance other than 1 (default: empty)")
     add("--guidance", dest="guidance_scale", type=float, metavar="SCALE", help="1: none, half the work (default)")
     add("--color-fix", choices=("wavelet", "adain", "none"), help="default: wavelet")
     add("--source", choices=("mode", "sample"), help="x_hat0: mode of the VAE's posterior, or a sample (default: mode)")
-    add("--tile", type=_tile, metavar="PIXELS", help="side of the tiles in the output, 'auto' or 'none' (default: auto)")
     add(
         "--max-memory",
         type=_bytes,
         metavar="SIZE",
         help="for auto tiles, such as 6G, beside the weights (default: 80%% of what is free)",
     )
-    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), help="default: bfloat16 on a GPU, float32 on the CPU")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
 
 
 def _tile(text: str) -> int | str:
@@ -163,15 +177,18 @@ def _path(name: str) -> Path:
 
 
 def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
-    how, most = METHODS[arguments.method]
+    how, most = METHODS.get(arguments.method, (None, None))
     steps, limit = arguments.steps, arguments.steps if most is None else min(most, arguments.steps)
-    order = arguments.order if arguments.order is not None else min(3, limit)
+    order = arguments.order
+    if order is None and how is not None:
+        order = min(3, limit)
     if not 0 < arguments.scale <= 64:
         fail(f"--scale: {arguments.scale:g}; a number above 0, up to 64, is needed")
     if steps < 1:
         fail(f"--steps: {steps}; a positive number is needed")
-    if not 1 <= order <= limit:
-        fail(f"--order: {order}; 1 to {limit} is needed with --method {arguments.method} --steps {steps}")
+    if order is not None and not 1 <= order <= limit:
+        chosen = "" if how is None else f"--method {arguments.method} "
+        fail(f"--order: {order}; 1 to {limit} is needed with {chosen}--steps {steps}")
     if not 0 <= arguments.seed < 2**63:
         fail(f"--seed: {arguments.seed}; a number from 0 to 2^63 - 1 is needed")
     try:
@@ -192,13 +209,19 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     try:
         backbone = backbones.load(name, **options)
     except ImportError as error:
-        fail(f"{_NEEDS_SD21} ({error})")
+        fail(f"{_NEEDS_SD21 if name == 'sd21' else _NEEDS_IMAGES} ({error})")
     except ValueError as error:
         argument, _, rest = str(error).partition(":")
         argument = "weights" if argument == "checkpoint" else argument
         fail(f"--{argument.replace('_', '-')}:{rest}")
     if arguments.scale < backbone.least_scale:
         fail(f"--scale: {arguments.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {name}")
+    how = how or backbone.method
+    try:
+        plan(backbone.process, steps, order, method=how, grid=backbone.grid)
+    except ValueError as error:
+        argument, _, rest = str(error).partition(":")
+        fail(f"--{argument}:{rest}" if argument in ("order", "steps", "method") else str(error))
     folder = jobs[0][1].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,13 +255,16 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
 
 def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[str, dict[str, object]]:
     """The backbone, and its options: those that were given."""
-    given = {option: value for option in _SD21 if (value := getattr(arguments, option, None)) is not None}
+    every = dict.fromkeys(option for options in _OPTIONS.values() for option in options)
+    given = {option: value for option in every if (value := getattr(arguments, option, None)) is not None}
     if given.get("tile") == "none":
         given["tile"] = None
     name = arguments.backbone or ("sd21" if "weights" in given else "gaussian")
-    if name != "sd21" and given:
-        option = next(iter(given)).replace("_scale", "").replace("_", "-")
-        fail(f"--{option}: needs --backbone sd21, and the backbone is {name}")
+    for option in given:
+        if option not in _OPTIONS.get(name, ()):
+            having = " or ".join(other for other, options in _OPTIONS.items() if option in options)
+            written = option.replace("_scale", "").replace("_", "-")
+            fail(f"--{written}: needs --backbone {having}, and the backbone is {name}")
     if name == "sd21" and "weights" not in given:
         fail("--weights: none; the backbone sd21 needs a folder written by `dosde convert`")
     return name, given
@@ -290,7 +316,7 @@ def _one(
     source: Path,
     target: Path,
     arguments: argparse.Namespace,
-    order: int,
+    order: int | None,
     how: method.Method,
     progress: bool,
 ) -> str:

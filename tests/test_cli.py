@@ -189,10 +189,15 @@ def test_written_files_have_the_usual_permissions(tmp_path):
     ("arguments", "message"),
     [
         (["a.png", "-o", "out", "--steps", "0"], "--steps: 0; a positive number is needed"),
-        (["a.png", "-o", "out", "--order", "0"], "--order: 0; 1 to 3 is needed with --method dos --steps 5"),
+        (["a.png", "-o", "out", "--order", "0"], "--order: 0; 1 to 5 is needed with --steps 5"),
+        (["a.png", "-o", "out", "--order", "4"], "--order: 4; dos has orders 1 to 3, adams has any"),
+        (
+            ["a.png", "-o", "out", "--order", "4", "--method", "dos"],
+            "--order: 4; 1 to 3 is needed with --method dos --steps 5",
+        ),
         (
             ["a.png", "-o", "out", "--order", "3", "--steps", "2"],
-            "--order: 3; 1 to 2 is needed with --method dos --steps 2",
+            "--order: 3; 1 to 2 is needed with --steps 2",
         ),
         (["a.png", "-o", "out", "--order", "6", "--method", "ode"], "--order: 6; 1 to 5 is needed with --method ode"),
         (["a.png", "-o", "out", "--scale", "0"], "--scale: 0; a number above 0, up to 64, is needed"),
@@ -200,7 +205,7 @@ def test_written_files_have_the_usual_permissions(tmp_path):
         (["a.png", "-o", "out", "--scale", "0.5"], "--scale: 0.5; 1 to 64 is needed with --backbone gaussian"),
         (["a.png", "-o", "out", "--scale", "big"], "argument --scale: invalid float value: 'big'"),
         (["a.png", "-o", "out", "--seed", "-1"], "--seed: -1; a number from 0"),
-        (["a.png", "-o", "out", "--backbone", "sd"], "--backbone: 'sd'; one of gaussian, sd21"),
+        (["a.png", "-o", "out", "--backbone", "sd"], "--backbone: 'sd'; one of gaussian, embedded, sd21"),
         (["a.png", "-o", "out", "--method", "euler"], "argument --method: invalid choice: 'euler'"),
         (["a.png"], "the following arguments are required: -o/--out"),
         (["missing.png", "-o", "out"], "INPUT: missing.png; no such file or folder"),

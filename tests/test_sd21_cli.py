@@ -77,6 +77,7 @@ def test_options(weights, tmp_path, capsys):
     for name, options in {
         "plain": [],
         "again": ["--dtype", "float32", "--device", "cpu", "--max-memory", "4G", "--prompt", "clean, high-resolution, 8k"],
+        "its solver": ["--method", "dos", "--order", "2"],
         "whole": ["--tile", "none"],
         "tiled": ["--tile", "128"],
         "sampled": ["--source", "sample"],
@@ -92,6 +93,7 @@ def test_options(weights, tmp_path, capsys):
         made[name] = pixels(out)
         assert made[name].shape == (48, 160, 3)
     assert np.array_equal(made["plain"], made["again"])
+    assert np.array_equal(made["plain"], made["its solver"])
     assert np.array_equal(made["plain"], made["whole"])
     for name in ("tiled", "sampled", "guided", "plain colours", "order", "half"):
         assert not np.array_equal(made["plain"], made[name]), name
@@ -109,7 +111,10 @@ def test_options(weights, tmp_path, capsys):
         (["--backbone", "sd21"], "--weights: none; the backbone sd21 needs a folder"),
         (["--weights", "nowhere"], "--weights: nowhere; no such folder"),
         (["--weights", "."], "--weights: . has no model_index.json"),
-        (["--backbone", "gaussian", "--tile", "256"], "--tile: needs --backbone sd21, and the backbone is gaussian"),
+        (
+            ["--backbone", "gaussian", "--tile", "256"],
+            "--tile: needs --backbone embedded or sd21, and the backbone is gaussian",
+        ),
         (["--guidance", "2"], "--guidance: needs --backbone sd21"),
         (["WEIGHTS", "--guidance", "nan"], "--guidance: nan; a number is needed"),
         (["WEIGHTS", "--guidance", "2", "--negative-prompt", "a cat"], "--negative-prompt: 'a cat' needs a tokenizer"),

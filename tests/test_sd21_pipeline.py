@@ -20,8 +20,8 @@ pytest.importorskip("transformers")
 import diffusers
 import huggingface_hub
 
+from backbones.images import mirrored
 from backbones.sd21 import DoSSRPipeline, checkpoint, memory
-from backbones.sd21.pipeline import mirrored
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
 

@@ -2,15 +2,19 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import backbones
 import dosde
 from backbones import images
+from dosde.method import Step
 from dosde.noise import Noise
+from dosde.process import Marginal
 from dosde.solve import Model
 
 from . import memory
@@ -53,6 +57,18 @@ class DoSSR:
         times: Tensor = self.pipe.scheduler.times(steps)
         return times
 
+    @property
+    def method(self) -> dosde.method.Method:
+        """That of the pipeline's scheduler, in its order."""
+        scheduler = self.pipe.scheduler
+        usual = scheduler.order_for(scheduler.config.solver_order)
+
+        def method(marginals: Sequence[Marginal], order: int = usual) -> list[Step]:
+            steps: list[Step] = scheduler.method(marginals, order)
+            return steps
+
+        return method
+
     def encode(self, picture: Tensor, scale: float, noise: Noise | None = None) -> tuple[Tensor, Conditioning]:
         """x_hat0, and I and the hint. noise: what a sampled source is drawn with, before the solve."""
         rgb = picture.expand(-1, 3, -1, -1)
@@ -93,7 +109,7 @@ def load(
     quiet()
     if not -1e6 < guidance_scale < 1e6:
         raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")
-    place = _device(device)
+    place = backbones.device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():
         pipe = DoSSRPipeline.from_single_file(weights, dtype=kind)
@@ -113,14 +129,3 @@ def quiet() -> None:
     if not sys.stderr.isatty():
         for library in ("diffusers", "transformers"):
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
-
-
-def _device(name: str) -> torch.device:
-    """Errors: ValueError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device: {name} ({str(error).splitlines()[0]}); auto, cpu, or one that is here, is needed") from None

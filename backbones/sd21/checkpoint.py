@@ -1,71 +1,17 @@
-"""Files of tensors, read as data (safetensors, or pickles of nothing but tensors), and what modules they make."""
+"""What modules the tensors of a file, or of a folder, make."""
 
 import json
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from backbones.files import Tensors, aligned, read
 
 from . import layout
-
-SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
-Tensors = dict[str, Tensor]
-
-
-def read(path: Path | str) -> Tensors:
-    """The tensors of a checkpoint file, mapped, not copied, into memory where its format permits.
-
-    An outer `state_dict` (of networks alone: params_ema, params) and a prefix `module.` are taken off. A pickle is never
-    executed. Errors: ValueError, one line, that names the file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"checkpoint: {path}; no such file")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"checkpoint: {path}; a file that ends in {', '.join(SUFFIXES)} is needed")
-    try:
-        content = _content(path)
-    except Exception as error:  # a broken file fails in as many ways as there are bytes
-        said = " ".join(str(error).split())
-        with path.open("rb") as file:
-            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-        if pickled and any(sign in said for sign in ("Weights only load failed", "WeightsUnpickler", "Unsupported")):
-            named = re.search(r"GLOBAL (\S+)", said)
-            raise ValueError(
-                f"checkpoint: {path} holds more than tensors{f' ({named[1]})' if named else ''}, which loading would execute; "
-                "refused. Have its author save the state_dict alone, best as .safetensors"
-            ) from None
-        reason = said[:120] if " " in said else type(error).__name__
-        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({reason})") from None
-    for outer in ("state_dict", "params_ema", "params"):
-        if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
-            content = content[outer]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}; tensors by name are needed")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"checkpoint: {path}: {name!r} is a {type(value).__name__}; tensors by name are needed")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name[len(prefix) :]: value for name, value in content.items()}
-
-
-def _content(path: Path) -> Any:
-    if path.suffix.lower() == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    with warnings.catch_warnings():  # of odd pickles, which are refused anyhow
-        warnings.simplefilter("ignore")
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError):  # of the older format, which cannot be mapped, or broken
-            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @dataclass(frozen=True)
@@ -164,14 +110,6 @@ def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> Any:
     module = empty(component, config)
     module.load_state_dict(tensors, strict=True, assign=True)
     return aligned(module.eval())
-
-
-def aligned(module: nn.Module) -> nn.Module:
-    """The same, with weights at addresses of their own: BLAS rounds otherwise where a mapped file puts them elsewhere."""
-    for parameter in module.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
-    return module
 
 
 def files_of(folder: Path, component: str) -> list[Path]:

@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones import files
+from backbones.files import Tensors
+
 from . import checkpoint
 
 UNUSED = "released.safetensors"  # tensors of the released layout that no component uses
@@ -68,47 +71,13 @@ def has(folder: Path, component: str) -> bool:
     return (folder / component).is_dir()
 
 
-def unused(folder: Path) -> checkpoint.Tensors:
+def unused(folder: Path) -> Tensors:
     """What `write_unused` wrote."""
-    return checkpoint.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
+    return files.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
 
 
 def write_unused(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    write_tensors(folder / UNUSED, tensors)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file (or a .ckpt, {"state_dict": tensors}), whole or not at all. Errors: OSError."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    seen: set[int] = set()  # of the storages; safetensors takes no two tensors of one
-    tensors = {name: t.contiguous() for name, t in tensors.items()}
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        if place in seen:
-            tensors[name] = tensor.clone()
-        seen.add(place)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        if path.suffix == ".safetensors":
-            save_file(tensors, part, metadata={"format": "pt"})
-        else:
-            torch.save({"state_dict": tensors}, part)
-        part.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
-        os.replace(part, path)
-    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
-        raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    files.write(folder / UNUSED, tensors)
 
 
 @contextmanager

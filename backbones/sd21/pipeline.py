@@ -27,7 +27,8 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 import dosde
-from backbones import images
+from backbones import files, images
+from backbones.files import Tensors
 from backbones.tiling import boxes, tiled
 from dosde.interop.diffusers import DoSDEScheduler
 from dosde.noise import Independent, as_noise
@@ -81,7 +82,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
             tokenizer=tokenizer,
         )
         self._folder: Path | None = None
-        self._unused: checkpoint.Tensors = {}
+        self._unused: Tensors = {}
         self._compared: tuple[Any, bool] | None = None
         self._interrupt = False
 
@@ -107,7 +108,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         pipe._folder = folder
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
-                checkpoint.aligned(module)
+                files.aligned(module)
         return pipe
 
     @classmethod
@@ -347,7 +348,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Mean and log variance of the posterior, joined, float32."""
         if any(side % self.multiple for side in reference.shape[-2:]):
             raise ValueError(
-                f"reference: {tuple(reference.shape)}; sides that are multiples of {self.multiple} are needed (see mirrored)"
+                f"reference: {tuple(reference.shape)}; sides that are multiples of {self.multiple} are needed (images.mirrored)"
             )
 
         def run(picture: Tensor) -> Tensor:
@@ -419,7 +420,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> "Prepared":
         """Everything before the solve, of pictures (batch, 3, height, width) in [0, 1]."""
         reference = self.preprocess(picture, scale, tile=tiles.preprocess)
-        padded = mirrored(reference, self.multiple)
+        padded = images.mirrored(reference, self.multiple)
         if self._one_encoder():
             moments = self._moments(self.vae, "encode", padded, tiles.encode)
             return Prepared(reference, self._mode(moments), self._latent(moments, source, generator))
@@ -651,16 +652,6 @@ class _Interrupted(Exception):
     def __init__(self, x_theta: Tensor) -> None:
         super().__init__()
         self.x_theta = x_theta
-
-
-def mirrored(picture: Tensor, multiple: int) -> Tensor:
-    """Continued to the right and below by mirroring, as often as it takes, to sides that are multiples."""
-    for axis in (-2, -1):
-        side = picture.shape[axis]
-        if side % multiple:
-            index = torch.arange(-(-side // multiple) * multiple, device=picture.device) % (2 * side)
-            picture = picture.index_select(axis, torch.where(index < side, index, 2 * side - 1 - index))
-    return picture
 
 
 def _plain(module: Any) -> torch.nn.Module:

@@ -1,0 +1,197 @@
+"""The network as a backbone, and its file: float16 weights in safetensors, and JSON that says what they are.
+
+The source x_hat0 is the low-resolution picture upscaled by bicubic interpolation. The network has learnt what 4x leaves to be
+restored; at another scale it refines whatever was upscaled, as if 4x had blurred it.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import backbones
+import dosde
+from backbones import files, images
+from backbones.tiling import tiled
+from dosde.method import Method, Step
+from dosde.process import Marginal
+from dosde.solve import Model
+
+from .network import Config, Network, laid_out
+
+_KEY, _FORMAT = "dosde.embedded", 1
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_TILE = 2048  # about 200 bytes a pixel at the default widths: 0.8 GB
+
+
+def source(picture: Tensor, size: Sequence[int]) -> Tensor:
+    """x_hat0, in [-1, 1], of a picture (batch, channels, height, width) in [0, 1]: bicubic, brought to (height, width)."""
+    larger = F.interpolate(picture, tuple(size), mode="bicubic", antialias=True, align_corners=False)
+    return 2 * larger.clamp(0, 1) - 1
+
+
+class Conditioning(NamedTuple):
+    """What encode knows of a picture and decode needs."""
+
+    size: tuple[int, int]
+    grey: bool
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The `embedded` backbone.
+
+    network  in evaluation mode, where it is to run.
+    about    what the file says of its training.
+    tile     a side above which the output is made in tiles, None for never. They overlap by four times the radius of the
+             network, so that they give what the untiled network gives (see `tiling`).
+    """
+
+    network: Network
+    about: Mapping[str, Any] = field(default_factory=dict)
+    tile: int | None = _TILE
+
+    least_scale = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and (self.tile % self.network.config.multiple or self.tile <= self.overlap):
+            raise ValueError(
+                f"tile: {self.tile}; a multiple of {self.network.config.multiple} above {self.overlap}, the overlap, is needed"
+            )
+
+    @property
+    def overlap(self) -> int:
+        """Of the tiles, in pixels."""
+        c = self.network.config
+        return math.ceil(Fraction(4 * c.radius, c.multiple)) * c.multiple
+
+    @property
+    def process(self) -> dosde.Process:
+        """That of the network."""
+        return self.network.process
+
+    def grid(self, process: dosde.Process, steps: int) -> Tensor:
+        """That of `presets.few_step` with the residual scale of the network."""
+        return dosde.grid.few_step(self.network.config.scale)(process, steps)
+
+    @property
+    def method(self) -> Method:
+        """That of `presets.few_step` likewise. One step returns the network's mean, without the noise that the preset adds."""
+        several = dosde.method.matched(self.network.config.scale)
+
+        def method(marginals: Sequence[Marginal], order: int = 3) -> list[Step]:
+            return dosde.method.dos(marginals, order) if len(marginals) == 2 else several(marginals, order)
+
+        return method
+
+    def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, Conditioning]:
+        """x_hat0, continued by mirroring to sides that suit the network. Errors: ValueError for a wrong shape or scale."""
+        if picture.ndim != 4 or picture.shape[1] not in (1, 3) or picture.numel() == 0:
+            raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, 1 or 3, height, width) is needed")
+        if not 1 <= scale < math.inf:
+            raise ValueError(f"scale: {scale}; a number of at least 1 is needed")
+        h, w = picture.shape[-2:]
+        size = max(1, round(h * scale)), max(1, round(w * scale))
+        place = self.network.last.weight.device
+        x_hat0 = source(picture.to(place, torch.float32), size).expand(-1, 3, -1, -1)
+        made = Conditioning(size, picture.shape[1] == 1, picture.device)
+        return images.mirrored(x_hat0, self.network.config.multiple).contiguous(), made
+
+    def denoiser(self, conditioning: Conditioning) -> Model:
+        """The network, in tiles where the picture is large."""
+
+        def x_theta(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
+            tile = self.tile or max(x.shape[-2:])
+            return tiled(
+                lambda *crops: self.network(*crops, t), (x, x_hat0), tile, self.overlap if self.tile else 0,
+                multiple=self.network.config.multiple,
+            )  # fmt: skip
+
+        return x_theta
+
+    def decode(self, x0: Tensor, conditioning: Conditioning) -> Tensor:
+        """The picture: cut to its size, in [0, 1], grey where it was grey."""
+        height, width = conditioning.size
+        picture = ((x0[..., :height, :width] + 1) / 2).clamp(0, 1).to(conditioning.device)
+        return images.luma(picture) if conditioning.grey else picture
+
+
+def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
+    """Writes the network to a .safetensors file, whole or not at all: weights as float16, and `about`, which JSON can hold.
+
+    about: on what and how it was trained. Errors: ValueError for another suffix, weights that float16 cannot hold; OSError.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path: {path}; a file that ends in .safetensors is needed")
+    tensors = {name: t.detach().cpu().half().contiguous() for name, t in network.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"network: {name} is not finite in float16")
+    try:
+        said = json.dumps(
+            {"format": _FORMAT, "predicts": "x0", "config": network.config.to_json(), "about": dict(about)},
+            allow_nan=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"about: {error}; what JSON can hold is needed") from None
+    files.write(path, tensors, {_KEY: said})
+
+
+def load(weights: str | Path, *, device: str = "auto", dtype: str = "auto", tile: int | str | None = "auto") -> Embedded:
+    """The backbone in a file that `save` wrote.
+
+    device: auto is a GPU where there is one. dtype: of the network; auto is bfloat16 on a GPU, float32 on the CPU. tile: see
+    Embedded. Errors: ValueError, one line, that names the argument, the file, or the tensor in it.
+    """
+    tensors = files.read(weights)
+    config, about = _described(Path(weights))
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise ValueError(f"dtype: {dtype!r}; auto, {', '.join(_DTYPES)}, is needed")
+    with torch.device("meta"):  # no memory before the shapes are known to be those of the file, and no random numbers
+        network = Network(config)
+    wanted = network.state_dict()
+    for name, like in wanted.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"checkpoint: {weights}: no tensor {name}")
+        if tensor.shape != like.shape or not tensor.is_floating_point():
+            got, needed = f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}", f"floating {tuple(like.shape)}"
+            raise ValueError(f"checkpoint: {weights}: {name} is {got}; {needed} is needed")
+        if not tensor.isfinite().all():
+            raise ValueError(f"checkpoint: {weights}: {name} is not finite")
+    if unknown := sorted(set(tensors) - set(wanted)):
+        raise ValueError(f"checkpoint: {weights}: unexpected tensor {unknown[0]}")
+    place = backbones.device(device)
+    kind = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
+    network.load_state_dict({name: laid_out(t.to(place, kind)) for name, t in tensors.items()}, assign=True)
+    files.aligned(network.eval().requires_grad_(False))
+    if tile == "auto":
+        overlap = Embedded(network, tile=None).overlap
+        tile = max(_TILE, 2 * overlap) if _TILE % config.multiple == 0 else 2 * overlap
+    if isinstance(tile, str):
+        raise ValueError(f"tile: {tile!r}; a number of pixels, 'auto' or None is needed")
+    return Embedded(network, about, tile)
+
+
+def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
+    """The JSON in a file. Errors: ValueError, one line, that names the file."""
+    said = files.metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
+    if said is None:
+        raise ValueError(f"checkpoint: {path} is no network of the backbone embedded (it does not say {_KEY})")
+    try:
+        made = json.loads(said)
+        if made["format"] != _FORMAT or made["predicts"] != "x0":
+            raise ValueError(f"format {made['format']}, predicts {made['predicts']}; {_FORMAT} and x0 are known here")
+        return Config.from_json(made["config"]), dict(made["about"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"checkpoint: {path}: {_KEY}: {reason}") from None

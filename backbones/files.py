@@ -1,0 +1,119 @@
+"""Files of tensors, read as data: safetensors, or pickles of nothing but tensors. What they say beside; writing them whole."""
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+Tensors = dict[str, Tensor]
+
+
+def read(path: Path | str) -> Tensors:
+    """The tensors of a checkpoint file, mapped, not copied, into memory where its format permits.
+
+    An outer `state_dict` (of networks alone: params_ema, params) and a prefix `module.` are taken off. A pickle is never
+    executed. Errors: ValueError, one line, that names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint: {path}; no such file")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"checkpoint: {path}; a file that ends in {', '.join(SUFFIXES)} is needed")
+    try:
+        content = _content(path)
+    except Exception as error:  # a broken file fails in as many ways as there are bytes
+        said = " ".join(str(error).split())
+        with path.open("rb") as file:
+            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if pickled and any(sign in said for sign in ("Weights only load failed", "WeightsUnpickler", "Unsupported")):
+            named = re.search(r"GLOBAL (\S+)", said)
+            raise ValueError(
+                f"checkpoint: {path} holds more than tensors{f' ({named[1]})' if named else ''}, which loading would execute; "
+                "refused. Have its author save the state_dict alone, best as .safetensors"
+            ) from None
+        reason = said[:120] if " " in said else type(error).__name__
+        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({reason})") from None
+    for outer in ("state_dict", "params_ema", "params"):
+        if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
+            content = content[outer]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}; tensors by name are needed")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"checkpoint: {path}: {name!r} is a {type(value).__name__}; tensors by name are needed")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name[len(prefix) :]: value for name, value in content.items()}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix.lower() == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with warnings.catch_warnings():  # of odd pickles, which are refused anyhow
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # of the older format, which cannot be mapped, or broken
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def aligned(module: nn.Module) -> nn.Module:
+    """The same, with weights at addresses of their own: BLAS rounds otherwise where a mapped file puts them elsewhere."""
+    for parameter in module.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+    return module
+
+
+def metadata(path: Path | str) -> dict[str, str]:
+    """What a safetensors file says beside its tensors. Errors: ValueError, one line, that names the file."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:
+        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({' '.join(str(error).split())[:120]})") from None
+
+
+def _umask() -> int:
+    """Which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """A safetensors file (or a .ckpt, {"state_dict": tensors}), whole or not at all. Errors: OSError.
+
+    about: its metadata. With one key there, the same content gives the same bytes; of more, safetensors draws the order.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()  # of the storages; safetensors takes no two tensors of one
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen:
+            tensors[name] = tensor.clone()
+        seen.add(place)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        if path.suffix == ".safetensors":
+            save_file(tensors, part, metadata=dict(about or {"format": "pt"}))
+        else:
+            torch.save({"state_dict": tensors}, part)
+        part.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
+        os.replace(part, path)
+    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+        raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
+    finally:
+        part.unlink(missing_ok=True)

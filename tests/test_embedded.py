@@ -1,0 +1,378 @@
+"""The network that the repository trains, its file and its backbone. No trained weights here: random ones, and small."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import backbones
+import dosde
+from backbones import files
+from backbones.embedded import Config, Embedded, Network, ProcessConfig, load, save, source
+from dosde.cli import main
+
+SMALL = Config(widths=(8, 12), blocks=(1, 1), embedding=16)
+DIFFUSION = ProcessConfig("domain_shift", {"t1": None, "schedule": "cosine"})
+PROCESSES = [
+    ProcessConfig(),
+    DIFFUSION,
+    ProcessConfig("resshift"),
+    ProcessConfig("flow"),
+    ProcessConfig("flow", {"kappa": 0.1}),
+]
+KEY = "dosde.embedded"
+
+
+def network(config=SMALL):
+    """With weights that answer to everything: those that start at 0 do not."""
+    made = Network(config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.2)
+    return made.eval().requires_grad_(False)
+
+
+def pictures(batch, height, width):
+    return torch.randn(batch, 3, height, width), torch.rand(batch, 3, height, width) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    torch.manual_seed(3)
+    save(path, network(), {"pictures": "none", "steps": 0})
+    return path
+
+
+def test_the_default_network_is_within_its_limits(tmp_path):
+    made = Network()
+    assert 1e6 < sum(p.numel() for p in made.parameters()) < 2.5e6
+    save(tmp_path / "a.safetensors", made, {})
+    assert (tmp_path / "a.safetensors").stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("config", PROCESSES)
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (40, 8)])
+def test_shapes_and_times(config, size):
+    """Finite from t = 0 over t1 to 1; one time, or one a sample, is the same."""
+    made = network(Config(widths=(8, 12), blocks=(1, 1), embedding=16, process=config))
+    x, x_hat0 = pictures(4, *size)
+    times = torch.tensor([0.0, made.process.t1 / 3, made.process.t1, 1.0], dtype=torch.float64)
+    out = made(x, x_hat0, times)
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    for i, t in enumerate(times):
+        assert torch.allclose(out[i : i + 1], made(x[i : i + 1], x_hat0[i : i + 1], t), atol=1e-5)
+
+
+def test_at_the_ends_it_is_what_is_known_there():
+    """t = 0: x is x0. t1: x holds nothing, so the answer does not depend on it."""
+    made = network()
+    x, x_hat0 = pictures(2, 16, 16)
+    assert torch.allclose(made(x, x_hat0, 0.0), x, atol=1e-6)
+    at_t1 = made(x, x_hat0, made.process.t1)
+    assert torch.equal(at_t1, made(x + 1, x_hat0, made.process.t1))
+    assert not torch.allclose(at_t1, x_hat0, atol=1e-3)
+
+
+def test_untrained_it_is_the_best_linear_estimate():
+    """F = 0: of a Gaussian residual of std s the posterior mean, and the stated gain in error."""
+    made, process = Network(SMALL), ProcessConfig().process()
+    x_hat0 = torch.rand(1, 3, 256, 256) * 2 - 1
+    x0 = x_hat0 + SMALL.scale * torch.randn_like(x_hat0)
+    for t in (0.05, 0.2, 0.4):
+        x = process.sample(x0, x_hat0, t, torch.randn_like(x0))
+        with torch.no_grad():
+            error = (made(x, x_hat0, t) - x0).square().mean()
+        assert float(error) == pytest.approx(1 / (SMALL.scale**-2 + float(process(t).u)), rel=0.02)
+
+
+def test_what_the_network_sees_and_is_asked_has_unit_variance(monkeypatch):
+    """At every time, if the residual has the std that the configuration says: w that of cos theta, the target 1."""
+    made = Network(SMALL)
+    x_hat0 = torch.rand(1, 3, 128, 128) * 2 - 1
+    x0 = x_hat0 + SMALL.scale * torch.randn_like(x_hat0)
+    seen = []
+    monkeypatch.setattr(made, "_predicted", lambda w, x_hat0, theta: seen.append(w) or torch.ones_like(w))
+    for t in (0.02, 0.1, 0.3, 0.45, 0.5):
+        m = made.process(t)
+        x = made.process.sample(x0, x_hat0, t, torch.randn_like(x0))
+        n = float(torch.hypot(SMALL.scale * m.a, m.sigma))
+        cos, sin = SMALL.scale * float(m.a) / n, float(m.sigma) / n
+        made(x, x_hat0, t)
+        w = seen[-1]
+        assert float(w.std()) == pytest.approx(cos, rel=0.02, abs=1e-6)
+        asked = (x0 - x_hat0 - SMALL.scale * w) / (SMALL.scale * sin)
+        assert float(asked.std()) == pytest.approx(1, rel=0.02)
+
+
+def test_an_output_sees_the_radius_and_no_further():
+    config = Config(widths=(8, 8, 8), blocks=(1, 1, 1), embedding=16)
+    made, size = network(config).double(), 256
+    x, x_hat0 = (p.double() for p in pictures(1, size, size))
+    x2, at = x.clone(), 123
+    x2[..., at, at] += 1
+    changed = (made(x, x_hat0, 0.2) != made(x2, x_hat0, 0.2)).any(1)[0].nonzero()
+    reach = int((changed - at).abs().max())
+    assert config.radius - config.multiple < reach <= config.radius
+
+
+@pytest.mark.parametrize("size", [(96, 304), (304, 272)])
+def test_tiles_give_what_the_whole_gives(size):
+    config = Config(widths=(8, 12), blocks=(1, 1), embedding=16)
+    made = network(config)
+    whole, tiled = Embedded(made, tile=None), Embedded(made, tile=208)
+    assert tiled.overlap >= 4 * config.radius
+    x, x_hat0 = pictures(1, *size)
+    for t in (0.1, 0.4):
+        t = torch.tensor(t, dtype=torch.float64)
+        assert torch.allclose(whole.denoiser(None)(x, x_hat0, t), tiled.denoiser(None)(x, x_hat0, t), atol=2e-6)
+    picture = torch.rand(1, 3, size[0] // 4, size[1] // 4)
+    results = [backbones.upscale(b, picture, 4, 3, noise=torch.Generator().manual_seed(0)) for b in (whole, tiled)]
+    assert torch.allclose(*results, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 3), (17, 31)])
+@pytest.mark.parametrize("scale", [1, 1.5, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_and_scale(weights, size, scale, channels):
+    picture = torch.rand(2, channels, *size)
+    result = backbones.upscale(backbones.load("embedded", weights=weights), picture, scale, 3)
+    assert result.shape == (2, channels, max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    assert result.isfinite().all()
+    assert 0 <= float(result.min()) <= float(result.max()) <= 1
+
+
+def test_grey_is_the_luma_of_three_equal_channels(weights):
+    backbone = load(weights)
+    grey = torch.rand(1, 1, 6, 6)
+    results = [
+        backbones.upscale(backbone, p, 4, 2, noise=torch.Generator().manual_seed(0)) for p in (grey, grey.repeat(1, 3, 1, 1))
+    ]
+    luma = torch.einsum("bchw,c->bhw", results[1], torch.tensor([0.299, 0.587, 0.114]))
+    assert torch.allclose(results[0][:, 0], luma, atol=1e-5)
+
+
+def test_the_source_is_pillows_bicubic():
+    small = (80 + 90 * torch.rand(1, 3, 9, 7)).round()  # no overshoot, which Pillow cuts off between rows and columns
+    image = Image.fromarray(small[0].permute(1, 2, 0).byte().numpy()).resize((28, 36), Image.Resampling.BICUBIC)
+    theirs = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    assert float((source(small / 255, (36, 28)) - (2 * theirs - 1)).abs().max()) < 2.5 / 255
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_another(weights):
+    backbone, picture = load(weights), torch.rand(1, 3, 8, 8)
+    one, same, other = (backbones.upscale(backbone, picture, noise=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_one_step_is_the_mean_and_several_are_the_preset(weights):
+    backbone, picture = load(weights), torch.rand(1, 3, 8, 8)
+    x_hat0, conditioning = backbone.encode(picture, 4)
+    mean = backbone.decode(backbone.network(x_hat0, x_hat0, backbone.process.t1), conditioning)
+    assert torch.allclose(backbones.upscale(backbone, picture, 4, 1), mean, atol=1e-6)
+    usual = dosde.plan(backbone.process, 5, method=backbone.method, grid=backbone.grid)
+    assert usual == dosde.plan(backbone.process, 5, 3, **dosde.presets.few_step(backbone.network.config.scale))
+
+
+def test_every_backbone_has_a_default_method():
+    gaussian = backbones.load("gaussian")
+    picture = torch.rand(1, 3, 8, 8)
+    results = [
+        backbones.upscale(gaussian, picture, 4, 4, noise=torch.Generator().manual_seed(0), **how)
+        for how in ({}, {"method": dosde.method.dos, "order": 3})
+    ]
+    assert torch.equal(*results)
+
+
+# -- The file -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_the_network_back_in_float16(tmp_path):
+    config = Config(0.12, (8, 12), (1, 2), 2, 16, process=ProcessConfig("domain_shift", {"t1": 1 / 3}))
+    made, about = network(config), {"pictures": ["a", "b"], "steps": 5}
+    save(tmp_path / "a.safetensors", made, about)
+    assert {t.dtype for t in load_file(tmp_path / "a.safetensors").values()} == {torch.float16}
+    state = torch.get_rng_state()
+    back = load(tmp_path / "a.safetensors", device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert back.network.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert (back.network.config, dict(back.about)) == (config, about)
+    for name, tensor in back.network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, made.state_dict()[name].half().float())
+    x, x_hat0 = pictures(1, 8, 8)
+    assert torch.allclose(back.network(x, x_hat0, 0.1), made(x, x_hat0, 0.1), atol=1e-2)
+    save(tmp_path / "b.safetensors", back.network, about)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_it_trains_in_half_precision_and_can_be_copied():
+    """Gradients of every weight, under autocast; the copy of an average has the weights' layout and process."""
+    made = network().requires_grad_()
+    x, x_hat0 = pictures(2, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = made(x, x_hat0, torch.tensor([0.1, 0.4]))
+    out.square().mean().backward()
+    assert out.dtype == torch.float32
+    for name, parameter in made.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    twin = copy.deepcopy(made)
+    assert twin.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(twin(x, x_hat0, 0.2), made(x, x_hat0, 0.2))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(weights, dtype):
+    x, x_hat0 = pictures(1, 16, 16)
+    half, full = (load(weights, device="cpu", dtype=d).network(x, x_hat0, 0.3) for d in (dtype, "float32"))
+    assert half.dtype == torch.float32
+    assert float((half - full).abs().max()) < 0.05 * SMALL.scale * 3
+
+
+def edited(path, weights, tensors=None, **described):
+    own, said = load_file(weights), json.loads(files.metadata(weights)[KEY])
+    own = own if tensors is None else tensors(own)
+    said["config"].update(described.pop("config", {}))
+    said.update(described)
+    save_file(own, path, {KEY: json.dumps(said)})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"tensors": lambda t: {n: v for n, v in t.items() if n != "first.bias"}}, r"a\.safetensors: no tensor first\.bias"),
+        ({"tensors": lambda t: t | {"more": torch.ones(1)}}, r"a\.safetensors: unexpected tensor more"),
+        (
+            {"tensors": lambda t: t | {"first.bias": torch.ones(3)}},
+            r"first\.bias is float32 \(3,\); floating \(8,\) is needed",
+        ),
+        ({"tensors": lambda t: t | {"first.bias": t["first.bias"] * torch.nan}}, r"a\.safetensors: first\.bias is not finite"),
+        ({"format": 2}, r"a\.safetensors: dosde\.embedded: format 2, predicts x0; 1 and x0 are known"),
+        ({"predicts": "eps"}, r"predicts eps"),
+        ({"config": {"depth": 3}}, r"a\.safetensors: dosde\.embedded: depth: unknown; the keys are scale, "),
+        ({"config": {"widths": [8, 0]}}, r"widths: \[8, 0\]; a tuple of positive integers"),
+        ({"config": {"widths": [10**6, 10**6]}}, r"first\.weight is float16 \(8, .*; floating \(1000000, "),
+        ({"config": {"scale": 0}}, r"scale: 0; a positive number"),
+        ({"config": {"process": {"kind": "cold", "parameters": {}}}}, r"process: kind 'cold'; one of domain_shift, "),
+        ({"config": {"process": {"kind": "flow", "parameters": {"beta": 1}}}}, r"process: flow with \{'beta': 1\}"),
+        ({"about": 5}, r"a\.safetensors: dosde\.embedded: "),
+    ],
+)
+def test_wrong_files(tmp_path, weights, edit, message):
+    edited(tmp_path / "a.safetensors", weights, **edit)
+    with pytest.raises(ValueError, match=message) as raised:
+        load(tmp_path / "a.safetensors")
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_none(tmp_path, weights):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(ValueError, match=r"checkpoint: .*a\.safetensors; no such file"):
+        load(path)
+    path.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"a\.safetensors is no whole file of tensors"):
+        load(path)
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"a\.safetensors is no network of the backbone embedded"):
+        load(path)
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt is no network of the backbone embedded"):
+        load(tmp_path / "a.pt")
+
+
+def test_what_cannot_be_saved(tmp_path):
+    made = network()
+    with pytest.raises(ValueError, match=r"path: .*a\.pt; a file that ends in \.safetensors"):
+        save(tmp_path / "a.pt", made, {})
+    with pytest.raises(ValueError, match=r"about: .*what JSON can hold"):
+        save(tmp_path / "a.safetensors", made, {"loss": float("nan")})
+    made.first.bias[0] = 1e6
+    with pytest.raises(ValueError, match=r"network: first\.bias is not finite in float16"):
+        save(tmp_path / "a.safetensors", made, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"widths": (8, 8), "blocks": (1,)}, r"blocks: \(1,\) for widths \(8, 8\)"),
+        ({"widths": ()}, r"widths: \(\); a tuple of positive integers"),
+        ({"blocks": (1, 1.5, 1)}, r"blocks: \(1, 1\.5, 1\)"),
+        ({"fold": 0}, r"fold: 0; a positive integer"),
+        ({"embedding": True}, r"embedding: True"),
+        ({"scale": float("nan")}, r"scale: nan; a positive number"),
+        ({"process": "ddpm"}, r"process: 'ddpm'; a ProcessConfig"),
+    ],
+)
+def test_wrong_configurations(how, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**how)
+
+
+def test_wrong_arguments(weights):
+    made = network()
+    for shapes in (((1, 3, 8, 8), (1, 3, 8, 16)), ((1, 3, 8, 12),) * 2, ((1, 1, 8, 8),) * 2, ((3, 8, 8),) * 2):
+        with pytest.raises(ValueError, match=r"H and W multiples of 8, is needed"):
+            made(*(torch.zeros(s) for s in shapes), 0.2)
+    with pytest.raises(ValueError, match=r"tile: 100; a multiple of 8 above"):
+        load(weights, tile=100)
+    with pytest.raises(ValueError, match=r"dtype: 'int8'; auto, float32"):
+        load(weights, dtype="int8")
+    backbone = load(weights)
+    with pytest.raises(ValueError, match=r"picture: shape \(1, 2, 4, 4\)"):
+        backbones.upscale(backbone, torch.rand(1, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"scale: 0\.5; a number of at least 1"):
+        backbones.upscale(backbone, torch.rand(1, 3, 4, 4), 0.5)
+
+
+# -- The command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_upscale(weights, tmp_path, mode):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8)).convert(mode).save(tmp_path / "a.png")
+    command = ["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--backbone", "embedded"]
+    assert main([*command, "--weights", str(weights)]) == 0
+    with Image.open(tmp_path / "b.png") as image:
+        assert (image.size, image.mode) == ((48, 36), mode)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--weights: none; no trained weights of the backbone embedded are shipped yet, a file is needed"),
+        (["--weights", "missing.safetensors"], "--weights: missing.safetensors; no such file"),
+        (["--prompt", "a"], "--prompt: needs --backbone sd21, and the backbone is embedded"),
+        (["--weights", "WEIGHTS", "--tile", "100"], "--tile: 100; a multiple of 8 above"),
+        (["--weights", "WEIGHTS", "--device", "nowhere"], "--device: nowhere"),
+        (["--weights", "WEIGHTS", "--order", "6"], "--order: 6; 1 to 5 is needed with --steps 5"),
+    ],
+)
+def test_upscale_errors(weights, tmp_path, capsys, arguments, message):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    given = [str(weights) if a == "WEIGHTS" else a for a in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--backbone", "embedded", *given])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_diffusers_is_not_needed(weights):
+    code = (
+        "import sys\n"
+        "for name in ('diffusers', 'transformers', 'accelerate'): sys.modules[name] = None\n"
+        "import backbones, torch\n"
+        f"backbones.upscale(backbones.load('embedded', weights={str(weights)!r}), torch.rand(1, 3, 4, 4))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
