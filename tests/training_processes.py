@@ -30,17 +30,18 @@ def trained(network, optimizer, average, steps):
     return losses
 
 
-status = main(sys.argv[1:])
-run = made()
-trained(*run, range(3))
-state = [loop._state(*run)]  # of the first process; the others have nothing
-dist.broadcast_object_list(state)
-whole = {name: tuple(value.shape) for name, value in state[0].items() if name.startswith("ema.")}
-assert whole == {f"ema.{name}": tuple(value.shape) for name, value in Network().state_dict().items()}
-expected = trained(*run, range(3, 6))
-again = made()
-loop._restore(*again, state[0])
-assert trained(*again, range(3, 6)) == expected
-dist.barrier()
-dist.destroy_process_group()
-sys.exit(status)
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    run = made()
+    trained(*run, range(3))
+    state = [loop._state(*run)]  # of the first process; the others have nothing
+    dist.broadcast_object_list(state)
+    whole = {name: tuple(value.shape) for name, value in state[0].items() if name.startswith("ema.")}
+    assert whole == {f"ema.{name}": tuple(value.shape) for name, value in Network().state_dict().items()}
+    expected = trained(*run, range(3, 6))
+    again = made()
+    loop._restore(*again, state[0])
+    assert trained(*again, range(3, 6)) == expected
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.exit(status)
