@@ -7,6 +7,20 @@ settings.load_profile("dosde")
 torch.set_num_threads(1)  # tests run side by side
 
 
+@pytest.fixture(scope="session")
+def sd21_folder(tmp_path_factory):
+    """The recorded model, converted; its checkpoint lies beside it, model.safetensors. Not to be changed."""
+    import golden_sd21
+    from safetensors.torch import save_file
+
+    from dosde.cli import main
+
+    place = tmp_path_factory.mktemp("sd21")
+    save_file({name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}, place / "model.safetensors")
+    assert main(["convert", str(place / "model.safetensors"), "-o", str(place / "folder")]) == 0
+    return place / "folder"
+
+
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test():
     torch.manual_seed(0)

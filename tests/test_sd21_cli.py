@@ -8,12 +8,10 @@ import sys
 import time
 import zlib
 
-import golden_sd21
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from dosde.cli import main
 
@@ -24,11 +22,8 @@ from backbones.sd21 import DoSSRPipeline
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    place = tmp_path_factory.mktemp("weights")
-    save_file({name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}, place / "model.safetensors")
-    assert main(["convert", str(place / "model.safetensors"), "-o", str(place / "folder")]) == 0
-    return place / "folder"
+def weights(sd21_folder):
+    return sd21_folder
 
 
 def save(path, width=12, height=9, mode="RGB", seed=0):

@@ -30,12 +30,8 @@ def released():
 
 
 @pytest.fixture(scope="module")
-def folder(released, tmp_path_factory):
-    """It, converted."""
-    place = tmp_path_factory.mktemp("sd21")
-    save_file(released, place / "model.safetensors")
-    assert main(["convert", str(place / "model.safetensors"), "-o", str(place / "folder")]) == 0
-    return place / "folder"
+def folder(sd21_folder):
+    return sd21_folder
 
 
 def same(a, b):

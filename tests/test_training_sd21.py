@@ -5,10 +5,8 @@ import json
 import golden_sd21
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_training import last, losses, same
-
-from dosde.cli import main
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -20,11 +18,8 @@ from backbones.training.sd21 import SD21
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    place = tmp_path_factory.mktemp("weights")
-    save_file({name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}, place / "model.safetensors")
-    assert main(["convert", str(place / "model.safetensors"), "-o", str(place / "folder")]) == 0
-    return place / "folder"
+def weights(sd21_folder):
+    return sd21_folder
 
 
 def content(weights, out, **changes):
