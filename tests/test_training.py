@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_networks import Network
 
+import backbones
 import dosde
+from backbones import embedded
 from backbones.training import checkpoints, config, loop, tasks
 from dosde.cli import main
 
@@ -70,6 +72,26 @@ def toml(value):
 
 def train(out, start="new", **changes):
     return loop.train(config.parse(tiny(out, **changes)), start=start, progress=False)
+
+
+def test_what_was_trained_upscales(tmp_path):
+    """The network of the backbone embedded: its file has what the command needs, the process of the config among it."""
+    sizes = {"network": "backbones.embedded:Network", "options": {"widths": [8, 8], "blocks": [1, 1], "embedding": 8}}
+    path = train(tmp_path / "run", model=sizes, process={"t1": 0.25}, data={"crop": 32})
+    backbone = embedded.load(path)
+    assert backbone.process.t1 == 0.25
+    assert backbone.network.config.widths == (8, 8)
+    averaged = {name[4:]: tensor for name, tensor in last(tmp_path / "run").items() if name.startswith("ema.")}
+    for name, tensor in backbone.network.state_dict().items():
+        assert torch.allclose(tensor.float(), averaged[name], rtol=1e-3, atol=1e-6), name
+    made = backbones.upscale(backbone, torch.rand(1, 3, 8, 8), 4, 2, noise=torch.Generator().manual_seed(0))
+    assert made.shape == (1, 3, 32, 32)
+    released = config.parse(tiny(tmp_path, model=sizes, process={"kind": "dossr"}))
+    with pytest.raises(ValueError, match="process: dossr; vp with a cosine shift or none, resshift, or flow, is needed"):
+        tasks.Embedded(released)
+    noise = config.parse(tiny(tmp_path, model=sizes, objective={"predicts": "v"}))
+    with pytest.raises(ValueError, match=r"objective\.predicts: 'v'; x0 is needed for backbones\.embedded:Network"):
+        tasks.Embedded(noise)
 
 
 def losses(out):

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import dosde
-from dosde import objective
+from backbones import embedded
+from backbones.embedded import source
+from dosde import objective, presets
 from dosde.prediction import Predicts
 
 from . import checkpoints
-from .config import Config, Times, made_process, weights
+from .config import Config, Process, Times, made_process, weights
 
 Batch = dict[str, Tensor]
 Network = Callable[..., Any]
@@ -65,11 +67,14 @@ class Embedded:
         save: Callable[[nn.Module, Path], Path] | None = None,
     ) -> None:
         self.config = config
+        own = _own_network(config.process) if config.model.network == _OWN else None
         self.process = made_process(config.process)
+        if own is not None and config.objective.predicts != "x0":
+            raise ValueError(f"objective.predicts: {config.objective.predicts!r}; x0 is needed for {_OWN}")
         self.predicts = cast(Predicts, config.objective.predicts)
         self.times = Times(self.process, config.objective)
         self.noise_shapes: tuple[tuple[int, ...], ...] = ((3, config.data.crop, config.data.crop),)
-        make = _named("model.network", config.model.network) if network is None else network
+        make = network or own or _named("model.network", config.model.network)
         self._save = _named("model.save", config.model.save) if save is None and config.model.save else save
         self._make = make
         self.trainable = self._made()
@@ -98,7 +103,7 @@ class Embedded:
 
     def losses(self, network: Network, batch: Batch) -> Tensor:
         wanted, x0, z = self.config.objective, 2 * batch["hr"] - 1, batch["noise0"]
-        x_hat0 = source(batch["lr"], self.config.data.scale)
+        x_hat0 = source(batch["lr"], x0.shape[-2:])
         t = self.times(batch["part"])
         x = self.process.sample(x0, x_hat0, t, z)
         value = network(x, x_hat0, t.to(x))
@@ -112,24 +117,46 @@ class Embedded:
             return value
 
         model = dosde.Denoiser(net, self.process, self.predicts)
-        x0 = dosde.solve(model, source(lr, self.config.data.scale), steps, order, noise=noise, **how)
+        size = [self.config.data.scale * side for side in lr.shape[-2:]]
+        x0 = dosde.solve(model, source(lr, size), steps, order, noise=noise, **how)
         return ((x0 + 1) / 2).clamp(0, 1)
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
-        if self._save is not None:
+        path = folder / "weights.safetensors"
+        if self._save is not None or self.config.model.network == _OWN:
             network = self._made()
             network.load_state_dict(tensors)
-            return self._save(network.eval(), folder)
-        path = folder / "weights.safetensors"
+            if self._save is not None:
+                return self._save(network.eval(), folder)
+            if isinstance(network, embedded.Network):
+                embedded.save(path, network, metadata)  # as `dosde upscale --backbone embedded` reads it
+                return path
         own = {"network": self.config.model.network, "options": json.dumps(self.config.model.options)}
         checkpoints.write(path, tensors, {**metadata, **own})
         return path
 
 
-def source(lr: Tensor, scale: int) -> Tensor:
-    """x_hat0 in [-1, 1] (and a little beyond) of LR in [0, 1]: bicubic, antialiased."""
-    size = [scale * side for side in lr.shape[-2:]]
-    return 2 * nn.functional.interpolate(lr, size, mode="bicubic", antialias=True, align_corners=False) - 1
+_OWN = "backbones.embedded:Network"
+
+
+def _own_network(process: Process) -> Callable[..., nn.Module]:
+    """`embedded.Network` by the options of its `Config`, for the process of [process], which its file holds too."""
+    if process.kind == "dossr" or (process.kind == "vp" and process.shift == "linear"):
+        what = process.kind if process.kind == "dossr" else f"a {process.shift} shift"
+        raise ValueError(f"process: {what}; vp with a cosine shift or none, resshift, or flow, is needed for {_OWN}")
+    if process.kind == "vp":
+        t1 = None if process.shift == "none" else process.t1
+        kept = embedded.ProcessConfig("domain_shift", {"schedule": process.schedule, "t1": t1})
+    elif process.kind == "resshift":
+        kept = embedded.ProcessConfig("resshift", {"T": process.T, "eta_min": presets._RESSHIFT[process.T]})
+    else:
+        kept = embedded.ProcessConfig("flow", {"kappa": process.kappa})
+
+    def make(**options: Any) -> nn.Module:
+        sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        return embedded.Network(embedded.Config(**sizes, process=kept))
+
+    return make
 
 
 def made(config: Config) -> Task:
