@@ -210,6 +210,9 @@ def test_weights():
     assert torch.equal(config.weights(made, wanted, times, torch.tensor([0.25, 1.0, 0.5]).double()), bound[[0, 3, 1]])
     u = config.weights(made, config.Objective(weight="u", weight_max=3.0), times, torch.tensor([0.25, 1.0]).double())
     assert u.tolist() == [3.0, made(1.0).u.item()]
+    m = made(torch.tensor([0.25, 1.0]).double())
+    angle = config.weights(made, config.Objective(weight="angle", scale=0.2), times, m.t)
+    assert angle.numpy() == pytest.approx(1 / (0.2 * torch.sin(torch.atan(m.lam / 0.2))).numpy() ** 2, rel=1e-12)
 
 
 def test_the_learning_rate():

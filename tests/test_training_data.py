@@ -99,6 +99,23 @@ def test_a_picture_is_as_large_as_the_crop_at_least(tmp_path):
     assert Folder(tmp_path, CROP).picture(0, np.random.default_rng(0)).shape == (3, CROP, CROP)
 
 
+def test_shrunken_crops_show_more_of_the_picture(tmp_path):
+    """A ramp keeps its slope but for the factor, which spreads evenly in its logarithm and is bounded by what fits."""
+    ramp = np.broadcast_to(np.linspace(0, 255, 160).round().astype(np.uint8)[None, :, None], (100, 160, 3))
+    PIL.Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
+    for source, most in ((Folder(tmp_path, CROP, shrink=2.5), 2.5), (Folder(tmp_path, CROP, shrink=8.0), 100 / CROP)):
+        factors = []
+        for n in range(300):
+            crop = source.picture(0, np.random.default_rng(n))
+            assert crop.shape == (3, CROP, CROP)
+            slope = max(float((crop[0, 8:-8, 8:-8].diff(dim=d).mean()).abs()) for d in (0, 1))
+            factors.append(slope * 159)
+        assert min(factors) == pytest.approx(1, abs=0.06)
+        assert max(factors) == pytest.approx(most, rel=0.05)
+        if most == 2.5:
+            assert np.mean(np.log(factors)) == pytest.approx(np.log(2.5) / 2, abs=0.05)
+
+
 # Reproducible.
 
 
@@ -256,6 +273,9 @@ def test_wrong_arguments_are_named():
         Procedural(0)
     with pytest.raises(ValueError, match="crop: 5000"):
         Bundled(5000)
+    for shrink in (0.9, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="shrink: .*; a number of at least 1"):
+            Bundled(32, shrink=shrink)
     with pytest.raises(IndexError, match="index: 5 of 5"):
         Samples(Procedural(32, 5))[5]
 

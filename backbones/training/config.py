@@ -69,6 +69,8 @@ class Data:
     """Side of the high-resolution crops."""
     scale: int = _count(4)
     degradation: str = _choice("bicubic", "bicubic", "real-esrgan")
+    shrink: float = _key(1.0, "a number of at least 1", lambda v: 1 <= v < math.inf)
+    """Pictures of folder and bundled are first made smaller by a random factor of at most this."""
     length: int = _count(1000)
     """Samples an epoch."""
     workers: int = _count(0, 0)
@@ -100,8 +102,8 @@ class Objective:
     predicts: str = _choice("x0", *get_args(Predicts))
     norm: str = _choice("l2", "l2", "l1")
     of: str = _choice("net", "net", "x0")
-    weight: str = _choice("one", "one", "plain", "bound", "u")
-    """plain, bound: ResShift's (bound needs times = "table"). u: that of eps on x0, at most weight_max."""
+    weight: str = _choice("one", "one", "plain", "bound", "u", "angle")
+    """plain, bound: ResShift's (bound needs times = "table"). u: that of eps on x0, at most weight_max. angle: 1/scale^2 + u."""
     weight_max: float = _above(100.0)
     times: str = _choice("uniform", "uniform", "table", "angle")
     """Uniform in t; over the times (i + 1)/table; or in atan(lam/scale), where few steps are."""
@@ -110,7 +112,7 @@ class Objective:
     """0: t1 of the process."""
     table: int = _count(1000)
     scale: float = _above(0.1)
-    """Std of x0 given x_hat0, of times = "angle"."""
+    """Std of x0 given x_hat0, of times and weight = "angle"."""
 
 
 @dataclass(frozen=True)
@@ -356,9 +358,9 @@ def made_samples(config: Data, seed: int) -> Samples:
         try:
             source: Source
             if one.kind == "folder":
-                source = Folder(one.path, config.crop, one.small)
+                source = Folder(one.path, config.crop, one.small, config.shrink)
             elif one.kind == "bundled":
-                source = Bundled(config.crop)
+                source = Bundled(config.crop, shrink=config.shrink)
             else:
                 source = Procedural(config.crop, config.length)
         except ValueError as error:
@@ -406,6 +408,8 @@ def weights(process: dosde.Process, config: Objective, times: Times, t: Tensor) 
     """w of `dosde.objective.loss`, one a sample."""
     if config.weight == "u":
         return process(t).u.clamp(max=config.weight_max)
+    if config.weight == "angle":
+        return 1 / config.scale**2 + process(t).u
     if config.weight == "plain":
         return objective.plain_weight(typing.cast(Predicts, config.predicts), process(t))
     if times.weights is not None:

@@ -13,6 +13,7 @@ A source knows how to make the picture of an index from a generator: `Folder`, `
 """
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -131,13 +133,13 @@ class Folder:
 
     Grey becomes colour; alpha is dropped. A picture that cannot be read is named in a warning and another one taken instead.
     small: whether pictures smaller than the crop are an error ("refuse") or left out and counted in `skipped` ("skip").
-    Errors: ValueError for no folder, no picture, small pictures.
+    shrink: see `cropped`. Errors: ValueError for no folder, no picture, small pictures.
     """
 
-    def __init__(self, path: Path | str, crop: int, small: str = "refuse") -> None:
+    def __init__(self, path: Path | str, crop: int, small: str = "refuse", shrink: float = 1.0) -> None:
         if small not in ("refuse", "skip"):
             raise ValueError(f"small: {small!r}; 'refuse' or 'skip'")
-        self.crop = _positive("crop", crop)
+        self.crop, self.shrink = _positive("crop", crop), _shrink(shrink)
         root = Path(path)
         found = sorted(p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
         if not found:
@@ -163,11 +165,11 @@ class Folder:
         """Errors: ValueError where no picture can be read."""
         first = self._read(self.paths[index])
         if first is not None:
-            return cropped(first, self.crop, generator)
+            return cropped(first, self.crop, generator, self.shrink)
         for other in generator.permutation(len(self.paths)):
             colour = self._read(self.paths[other])
             if colour is not None:
-                return cropped(colour, self.crop, generator)
+                return cropped(colour, self.crop, generator, self.shrink)
         raise ValueError(f"folder: none of {len(self.paths)} pictures can be read, {self.paths[index]} among them")
 
     def _read(self, path: Path) -> Tensor | None:
@@ -190,10 +192,11 @@ class Bundled:
     """scikit-image's pictures and, where it is installed, scikit-learn's `flower`, cropped, mirrored and turned at random.
 
     They are `TRAINED`, without those smaller than the crop; `names` are those left. An epoch has `repeat` crops of each.
+    shrink: see `cropped`.
     """
 
-    def __init__(self, crop: int, repeat: int = 1) -> None:
-        self.crop, self.repeat = _positive("crop", crop), _positive("repeat", repeat)
+    def __init__(self, crop: int, repeat: int = 1, shrink: float = 1.0) -> None:
+        self.crop, self.repeat, self.shrink = _positive("crop", crop), _positive("repeat", repeat), _shrink(shrink)
         pictures = {name: colour for name, colour in _bundled(TRAINED).items() if min(colour.shape[-2:]) >= crop}
         if not pictures:
             raise ValueError(f"crop: {crop}; no bundled picture is as large (scikit-image, of the extra `images`, brings them)")
@@ -203,7 +206,7 @@ class Bundled:
         return self.repeat * len(self.names)
 
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
-        return cropped(self._pictures[index % len(self.names)], self.crop, generator)
+        return cropped(self._pictures[index % len(self.names)], self.crop, generator, self.shrink)
 
     def whole(self, name: str) -> Tensor:
         """One of `names`, (3, height, width)."""
@@ -258,13 +261,21 @@ def held_out() -> dict[str, Tensor]:
     return {name: colour.float() / 255 for name, colour in _bundled(HELD_OUT).items()}
 
 
-def cropped(colour: Tensor, crop: int, generator: np.random.Generator) -> Tensor:
-    """A square of (3, height, width), anywhere, in one of its eight positions; float32 in [0, 1], of uint8 too."""
-    y, x = (int(generator.integers(n - crop + 1)) for n in colour.shape[-2:])
+def cropped(colour: Tensor, crop: int, generator: np.random.Generator, shrink: float = 1.0) -> Tensor:
+    """A square of (3, height, width), anywhere, in one of its eight positions; float32 in [0, 1], of uint8 too.
+
+    shrink: above 1, the square is larger by a factor drawn from 1 to shrink, evenly in its logarithm (and at most what fits),
+    and is made smaller to its size by antialiased bicubic interpolation.
+    """
+    side = min(*colour.shape[-2:], round(crop * shrink ** generator.random())) if shrink > 1 else crop
+    y, x = (int(generator.integers(n - side + 1)) for n in colour.shape[-2:])
     turns, mirror = int(generator.integers(4)), bool(generator.integers(2))
-    square = torch.rot90(colour[:, y : y + crop, x : x + crop], turns, (1, 2))
+    square = torch.rot90(colour[:, y : y + side, x : x + side], turns, (1, 2))
     square = square.flip(2) if mirror else square
-    return (square.float() / 255 if square.dtype == torch.uint8 else square).contiguous()
+    square = square.float() / 255 if square.dtype == torch.uint8 else square
+    if side > crop:
+        square = F.interpolate(square[None], (crop, crop), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return square.contiguous()
 
 
 def _bundled(names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
@@ -294,6 +305,12 @@ def _size(path: Path) -> tuple[int, int] | None:
 def _warn(path: Path, error: Exception) -> None:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     warnings.warn(f"{path}: cannot be read and is left out ({reason})", stacklevel=4)
+
+
+def _shrink(value: float) -> float:
+    if not 1 <= value < math.inf:
+        raise ValueError(f"shrink: {value}; a number of at least 1 is needed")
+    return value
 
 
 def _positive(name: str, value: int) -> int:
