@@ -1,5 +1,6 @@
 """Fine-tuning of the ControlNet, on the shrunken model of the released code."""
 
+import gzip
 import json
 
 import golden_sd21
@@ -12,7 +13,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from backbones.sd21 import DoSSRPipeline
+from backbones.sd21 import DoSSRPipeline, layout
 from backbones.training import checkpoints, config, loop
 from backbones.training.sd21 import SD21
 
@@ -61,9 +62,46 @@ def test_the_released_training_step(weights):
     batch = {"moments": moments, "z_hat0": recorded["z_hat0"], "part": part, "noise0": recorded["noise"]}
     with torch.no_grad():
         value = job.net(job.trainable, recorded["x_t"], recorded["z_hat0"], t)
-        found = job.losses(job.trainable, {**batch, "noise1": torch.zeros_like(recorded["z0"])})
+    found = job.losses(job.trainable, {**batch, "noise1": torch.zeros_like(recorded["z0"])})
     assert (value - recorded["model_output"]).abs().max() < 1e-4 * recorded["model_output"].abs().max()
-    assert found.numpy() == pytest.approx(recorded["loss_per_sample"].numpy(), rel=1e-5)
+    assert found.detach().numpy() == pytest.approx(recorded["loss_per_sample"].numpy(), rel=1e-5)
+
+    # Gradients: some recorded whole, of all the norm and the sum, under the released names.
+    found.mean().backward()
+    own = {name: parameter.grad for name, parameter in job.trainable.named_parameters()}
+    gradients = {entry.name: entry.join(own) for entry in layout.entries("controlnet", own)}
+    info = json.loads(gzip.decompress((golden_sd21.DATA / "train_info.json.gz").read_bytes()))
+    known = info["grad_norm_sum_absmax"]
+    assert set(known) == set(gradients)
+    largest = max(norm for norm, _, _ in known.values())
+    for name, (norm, total, _) in known.items():
+        floor = 1e-6 * largest  # of float32: what a normalisation takes off has no gradient else
+        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-4, abs=floor), name
+        assert float(gradients[name].sum()) == pytest.approx(total, abs=(1e-4 * norm + floor) * gradients[name].numel() ** 0.5), name
+    whole = {name.removeprefix("grad/"): value for name, value in recorded.items() if name.startswith("grad/")}
+    assert len(whole) == 9
+    for name, value in whole.items():
+        assert (gradients[name] - value).abs().max() < 1e-4 * value.abs().max() + 1e-6 * largest, name
+
+
+def test_the_released_step_from_pictures_to_the_loss(weights):
+    """HR and LR through the encoders, the posterior's sample, noise and times as recorded."""
+    recorded = {key: torch.from_numpy(v) for key, v in golden_sd21.load("train_shared_step").items()}
+    job = job_of(weights)
+    hr, lq = (recorded["batch_jpg"] + 1) / 2, recorded["batch_hint"]
+    hr, lq = hr.permute(0, 3, 1, 2), lq.permute(0, 3, 1, 2)
+    lr = torch.nn.functional.interpolate(lq, scale_factor=0.25, mode="bicubic", antialias=True)
+    plain = torch.nn.functional.interpolate(lq, scale_factor=0.25, mode="bicubic")
+    assert min(float((made - recorded["pre_lq"]).abs().max()) for made in (lr, plain)) < 1e-5
+    moments, z_hat0 = job.encoded(hr, recorded["pre_lq"])
+    z0 = job.pipe._latent(moments, recorded["noise_posterior"], None)
+    for made, key in ((z0, "z0"), (z_hat0, "z_hat0")):
+        assert (made - recorded[key]).abs().max() < 1e-5 * recorded[key].abs().max().clamp(min=1), key
+    part = (recorded["t"].double() + 0.5) / 1000
+    batch = {"hr": hr, "lr": recorded["pre_lq"], "part": part, "noise0": recorded["noise"]}
+    with torch.no_grad():
+        found = job.losses(job.trainable, {**batch, "noise1": recorded["noise_posterior"]})
+    assert float(found.mean()) == pytest.approx(float(recorded["loss"]), rel=1e-5)
 
 
 def test_the_latents(weights):
