@@ -13,7 +13,7 @@ from torch import Tensor
 import dosde
 from dosde.solve import Model
 
-NAMES = ("gaussian", "embedded", "sd21")
+NAMES = ("embedded", "gaussian", "sd21")
 
 
 class Backbone(Protocol):
@@ -25,6 +25,10 @@ class Backbone(Protocol):
     @property
     def process(self) -> dosde.Process:
         """The process that its model was made for."""
+
+    @property
+    def residual_scale(self) -> float | None:
+        """For `dosde.presets.few_step`: std of x0 given x_hat0, per element; None where it is not known beforehand."""
 
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
         """The times that suit its model."""
@@ -44,8 +48,8 @@ class Backbone(Protocol):
 
 
 def load(name: str, **options: Any) -> Backbone:
-    """A backbone by name; options of `sd21` and `embedded`: those of `backbones.sd21.backbone.load` and
-    `backbones.embedded.load`, of which `weights` is needed.
+    """A backbone by name; options: those of `backbones.embedded.load` and of `backbones.sd21.backbone.load`, which needs
+    `weights`.
 
     Errors: ValueError for another name than one of `NAMES`, and where the weights cannot be loaded.
     """
@@ -56,8 +60,6 @@ def load(name: str, **options: Any) -> Backbone:
     if name == "embedded":
         from . import embedded
 
-        if options.get("weights") is None:
-            raise ValueError("weights: none; no trained weights of the backbone embedded are shipped yet, a file is needed")
         return embedded.load(**options)
     if name == "sd21":
         from .sd21 import backbone

@@ -40,6 +40,7 @@ class StationaryGaussian:
     )
 
     least_scale = 1.0
+    residual_scale = None  # it is of the picture
 
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
         """Uniform in t."""

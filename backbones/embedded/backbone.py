@@ -1,7 +1,7 @@
 """The network as a backbone, and its file: float16 weights in safetensors, and JSON that says what they are.
 
-The source x_hat0 is the low-resolution picture upscaled by bicubic interpolation. The network has learnt what 4x leaves to be
-restored; at another scale it refines whatever was upscaled, as if 4x had blurred it.
+The source x_hat0 is the low-resolution picture, four times as large by bicubic interpolation: that is what the network has
+learnt to restore. To another scale its result is brought by bicubic interpolation.
 """
 
 import json
@@ -27,6 +27,9 @@ from dosde.solve import Model
 from .network import Config, Network, laid_out
 
 _KEY, _FORMAT = "dosde.embedded", 1
+WEIGHTS = Path(__file__).with_name("weights.safetensors")
+"""What ships, trained by configs/embedded.toml. docs/embedded.md has its measure."""
+_SCALE = 4
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TILE = 2048  # about 200 bytes a pixel at the default widths: 0.8 GB
 
@@ -40,6 +43,7 @@ def source(picture: Tensor, size: Sequence[int]) -> Tensor:
 class Conditioning(NamedTuple):
     """What encode knows of a picture and decode needs."""
 
+    made: tuple[int, int]
     size: tuple[int, int]
     grey: bool
     device: torch.device
@@ -78,14 +82,19 @@ class Embedded:
         """That of the network."""
         return self.network.process
 
+    @property
+    def residual_scale(self) -> float:
+        """That of the pictures that the network was trained on."""
+        return self.network.config.scale
+
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
-        """That of `presets.few_step` with the residual scale of the network."""
-        return dosde.grid.few_step(self.network.config.scale)(process, steps)
+        """That of `presets.few_step` with the residual scale."""
+        return dosde.grid.few_step(self.residual_scale)(process, steps)
 
     @property
     def method(self) -> Method:
         """That of `presets.few_step` likewise. One step returns the network's mean, without the noise that the preset adds."""
-        several = dosde.method.matched(self.network.config.scale)
+        several = dosde.method.matched(self.residual_scale)
 
         def method(marginals: Sequence[Marginal], order: int = 3) -> list[Step]:
             return dosde.method.dos(marginals, order) if len(marginals) == 2 else several(marginals, order)
@@ -93,7 +102,10 @@ class Embedded:
         return method
 
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, Conditioning]:
-        """x_hat0, continued by mirroring to sides that suit the network. Errors: ValueError for a wrong shape or scale."""
+        """x_hat0, four times as large whatever the scale, continued by mirroring to sides that suit the network.
+
+        Errors: ValueError for a wrong shape or scale.
+        """
         if picture.ndim != 4 or picture.shape[1] not in (1, 3) or picture.numel() == 0:
             raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, 1 or 3, height, width) is needed")
         if not 1 <= scale < math.inf:
@@ -101,8 +113,8 @@ class Embedded:
         h, w = picture.shape[-2:]
         size = max(1, round(h * scale)), max(1, round(w * scale))
         place = self.network.last.weight.device
-        x_hat0 = source(picture.to(place, torch.float32), size).expand(-1, 3, -1, -1)
-        made = Conditioning(size, picture.shape[1] == 1, picture.device)
+        x_hat0 = source(picture.to(place, torch.float32), (_SCALE * h, _SCALE * w)).expand(-1, 3, -1, -1)
+        made = Conditioning((_SCALE * h, _SCALE * w), size, picture.shape[1] == 1, picture.device)
         return images.mirrored(x_hat0, self.network.config.multiple).contiguous(), made
 
     def denoiser(self, conditioning: Conditioning) -> Model:
@@ -118,10 +130,13 @@ class Embedded:
         return x_theta
 
     def decode(self, x0: Tensor, conditioning: Conditioning) -> Tensor:
-        """The picture: cut to its size, in [0, 1], grey where it was grey."""
-        height, width = conditioning.size
-        picture = ((x0[..., :height, :width] + 1) / 2).clamp(0, 1).to(conditioning.device)
-        return images.luma(picture) if conditioning.grey else picture
+        """The picture: cut, brought to its size, in [0, 1], grey where it was grey."""
+        height, width = conditioning.made
+        picture = ((x0[..., :height, :width] + 1) / 2).clamp(0, 1)
+        picture = images.luma(picture) if conditioning.grey else picture
+        if conditioning.size != conditioning.made:
+            picture = images.resized(picture, conditioning.size)
+        return picture.to(conditioning.device)
 
 
 def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
@@ -146,8 +161,8 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
     files.write(path, tensors, {_KEY: said})
 
 
-def load(weights: str | Path, *, device: str = "auto", dtype: str = "auto", tile: int | str | None = "auto") -> Embedded:
-    """The backbone in a file that `save` wrote.
+def load(weights: str | Path = WEIGHTS, *, device: str = "auto", dtype: str = "auto", tile: int | str | None = "auto") -> Embedded:
+    """The backbone in a file that `save` wrote; default: the one that ships.
 
     device: auto is a GPU where there is one. dtype: of the network; auto is bfloat16 on a GPU, float32 on the CPU. tile: see
     Embedded. Errors: ValueError, one line, that names the argument, the file, or the tensor in it.

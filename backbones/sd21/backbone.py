@@ -52,6 +52,12 @@ class DoSSR:
         process: dosde.Process = self.pipe.scheduler.process
         return process
 
+    @property
+    def residual_scale(self) -> float | None:
+        """`scale` of the pipeline's scheduler."""
+        scale: float | None = self.pipe.scheduler.config.scale
+        return scale
+
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
         """That of the pipeline's scheduler."""
         times: Tensor = self.pipe.scheduler.times(steps)

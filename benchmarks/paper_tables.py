@@ -1,0 +1,400 @@
+"""The ablations of the DoSSR paper on one small network: what is diffused, from where, by which solver, in how many calls.
+
+    python benchmarks/paper_tables.py --train [NAME ...]   # the networks of configs/paper, about 15 minutes each on two cores; resumes
+    python benchmarks/paper_tables.py                      # the tables
+
+Each network has the same size, data, number of steps and seed, and is trained by the objective of the released code with
+squares for magnitudes: the error of x0 at times uniform in t. On the held-out photographs PSNR and SSIM (Y) say how near a
+result is, `texture` and `spectrum` (`realism`) how much it looks like photographs where the low-resolution picture knows nothing.
+The paper judges by no-reference metrics of large networks; an order of its rows by MUSIQ is compared with ours by texture.
+
+Writes benchmarks/results/paper_tables.json, docs/paper_tables.png and the tables of docs/paper_tables.md.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paper_networks
+import peers
+import realism
+import report
+import torch
+from report import ROOT
+from torch import Tensor
+
+import dosde
+from backbones import embedded, evaluation, files
+from backbones.training import config, degradation, loop, tasks
+from backbones.training.data import held_out
+from backbones.training.degradation import BICUBIC
+from dosde import cold, method
+from dosde.process import flow
+
+CONFIGS = ROOT / "configs" / "paper"
+NAMES = tuple(sorted(path.stem for path in CONFIGS.glob("*.toml")))
+SCALE, SEEDS = 4, (0, 1, 2)
+METRICS = ("psnr", "ssim", "spectrum", "texture")
+Solve = Callable[[Any, Tensor, torch.Generator], Tensor]  # (network, x_hat0, noise) -> x0
+
+
+@dataclass(frozen=True)
+class Row:
+    """paper: MUSIQ, and for Figure 4 SSIM, as printed; None where the paper has no such row."""
+
+    name: str
+    network: str
+    solve: Solve
+    paper: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """worse_than: pairs of rows (worse, better), which together are the paper's order."""
+
+    title: str
+    rows: tuple[Row, ...]
+    worse_than: tuple[tuple[int, int], ...]
+    why: str
+
+
+# -- How a row is solved ------------------------------------------------------------------------------------------------------
+
+
+def dos(steps: int, order: int = 3) -> Solve:
+    """The paper's solver, on times uniform in t."""
+
+    def solve(net: Any, x_hat0: Tensor, noise: torch.Generator) -> Tensor:
+        model = dosde.Denoiser(net, net.process, "x0")
+        return dosde.solve(model, x_hat0, steps, min(order, steps), noise=noise)
+
+    return solve
+
+
+def few_step(steps: int) -> Solve:
+    """`presets.few_step`, with the residual scale of the network."""
+
+    def solve(net: Any, x_hat0: Tensor, noise: torch.Generator) -> Tensor:
+        model = dosde.Denoiser(net, net.process, "x0")
+        return dosde.solve(model, x_hat0, steps, noise=noise, **dosde.presets.few_step(net.config.scale))
+
+    return solve
+
+
+def chain(steps: int, T: int | None = None) -> Solve:
+    """The posterior of the chain: DDIM with eta = 1 on plain diffusion; the released sampler of ResShift with T steps."""
+
+    def solve(net: Any, x_hat0: Tensor, noise: torch.Generator) -> Tensor:
+        grid = dosde.grid.uniform if T is None or steps == 1 else dosde.grid.respaced(T)
+        model = dosde.Denoiser(net, net.process, "x0")
+        return dosde.solve(model, x_hat0, steps, 1, method=method.resshift, grid=grid, noise=noise)
+
+    return solve
+
+
+def peer(sampler: peers.Sampler, levels: Callable[[dosde.Process], list[float]]) -> Solve:
+    """A sampler of the field on plain diffusion, begun as ours."""
+
+    def solve(net: Any, x_hat0: Tensor, noise: torch.Generator) -> Tensor:
+        process = net.process
+        lams = levels(process)
+
+        def model(y: Tensor, lam: float) -> Tensor:
+            t = process.time(torch.tensor(lam, dtype=torch.float64))
+            value: Tensor = net(float(process(t).a) * y, x_hat0, t)
+            return value
+
+        def draw() -> Tensor:
+            return torch.randn(x_hat0.shape, generator=noise)
+
+        return sampler(model, x_hat0 + lams[0] * draw(), lams, draw)
+
+    return solve
+
+
+def uniform_in_t(process: dosde.Process) -> list[float]:
+    """Five steps."""
+    lams: list[float] = process(torch.linspace(1, 0, 6, dtype=torch.float64)).lam.tolist()
+    return lams
+
+
+def karras(steps: int) -> Callable[[dosde.Process], list[float]]:
+    """rho = 7, from the process's largest level to 0.03, then 0."""
+
+    def levels(process: dosde.Process) -> list[float]:
+        most, least = float(process(1.0).lam), 0.03
+        places = [i / (steps - 1) for i in range(1, steps)]
+        return [most, *(((1 - x) * most ** (1 / 7) + x * least ** (1 / 7)) ** 7 for x in places), 0.0]
+
+    return levels
+
+
+def rectified(steps: int) -> Solve:
+    """Euler's method, from the low-resolution picture."""
+
+    def solve(net: Any, x_hat0: Tensor, noise: torch.Generator) -> Tensor:
+        model = dosde.Denoiser(net, flow(), "flow")
+        return dosde.solve(model, x_hat0, steps, 1, method=method.flow)
+
+    return solve
+
+
+def blurred(steps: int) -> Solve:
+    """Algorithm 2 of cold diffusion, from the low-resolution picture."""
+
+    def solve(net: Any, x_hat0: Tensor, noise: torch.Generator) -> Tensor:
+        return cold.solve(net, x_hat0, paper_networks.Cold.degrade, steps)
+
+    return solve
+
+
+def nothing(net: Any, x_hat0: Tensor, noise: torch.Generator) -> Tensor:
+    """The source itself."""
+    return x_hat0
+
+
+DPM_3 = peers.exponential(peers.taylor_midpoint, 3)
+
+TABLES: dict[str, Table] = {
+    "2": Table(
+        "Table 2: where the diffusion starts (order 3, 5 calls; the paper's MUSIQ on DRealSR)",
+        (
+            Row("bicubic", "t1_half", nothing),
+            Row("DDPM", "ddpm", dos(5), (54.09, None)),
+            Row("domain shift, t1 = T", "t1_full", dos(5), (55.69, None)),
+            Row("domain shift, t1 = 2T/3", "t1_two_thirds", dos(5), (59.30, None)),
+            Row("domain shift, t1 = T/2", "t1_half", dos(5), (64.40, None)),
+            Row("domain shift, t1 = T/3", "t1_third", dos(5), (61.76, None)),
+        ),
+        ((1, 2), (2, 3), (3, 5), (5, 4)),
+        "",
+    ),
+    "3": Table(
+        "Table 3: the order of the solver (t1 = T/2, 5 calls; the paper's MUSIQ on DRealSR)",
+        tuple(
+            Row(f"Solver-{k}", "t1_half", dos(5, k), (musiq, None))
+            for k, musiq in zip((1, 2, 3), (59.12, 64.09, 64.40), strict=True)
+        ),
+        ((0, 1), (1, 2)),
+        "",
+    ),
+    "fig4": Table(
+        "Figure 4: the number of calls (Solver-3, t1 = T/2; the paper's on RealSR)",
+        tuple(
+            Row(str(n), "t1_half", dos(n), paper)
+            for n, paper in zip(
+                range(1, 8),
+                (
+                    *((62.69, None), (63.15, 0.7475), (64.37, 0.7369), (67.97, 0.7080)),
+                    *((69.42, 0.6839), (70.92, 0.6498), (71.10, 0.6377)),
+                ),
+                strict=True,
+            )
+        ),
+        tuple((n, n + 1) for n in range(6)),
+        "",
+    ),
+    "6": Table(
+        "Table 6: without the shift and with it (5 calls; the paper's MUSIQ on RealSR)",
+        (
+            Row("DDPM, DDIM (eta = 1)", "ddpm", chain(5), (57.95, None)),
+            Row("DDPM, EDM (Heun, 5 steps of 9 calls)", "ddpm", peer(peers.heun, karras(5)), (62.08, None)),
+            Row("DDPM, EDM (Heun, 3 steps)", "ddpm", peer(peers.heun, karras(3))),
+            Row("DDPM, DPM-Solver++-3", "ddpm", peer(DPM_3, uniform_in_t), (62.67, None)),
+            Row("domain shift, Solver-1", "t1_half", dos(5, 1), (66.55, None)),
+            Row("domain shift, Solver-2", "t1_half", dos(5, 2), (69.27, None)),
+            Row("domain shift, Solver-3", "t1_half", dos(5, 3), (69.42, None)),
+            Row("domain shift, few_step", "t1_half", few_step(5)),
+        ),
+        ((0, 1), (1, 3), (3, 4), (4, 5), (5, 6)),
+        "",
+    ),
+    "5": Table(
+        "Table 5: other processes (the paper's MUSIQ on RealSR)",
+        (
+            Row("cold diffusion, 1 call", "cold", blurred(1)),
+            Row("rectified flow, 1 call", "flow", rectified(1), (50.82, None)),
+            Row("ResShift, 1 call", "resshift", chain(1, 15)),
+            Row("DoSSR, 1 call", "t1_half", dos(1), (62.69, None)),
+            Row("cold diffusion, 5 calls", "cold", blurred(5), (47.42, None)),
+            Row("rectified flow, 5 calls", "flow", rectified(5)),
+            Row("ResShift, 5 calls", "resshift", chain(5, 15), (56.01, None)),
+            Row("DoSSR, 5 calls", "t1_half", dos(5), (69.42, None)),
+        ),
+        ((1, 3), (4, 6), (6, 7)),
+        "",
+    ),
+}
+
+
+# -- Training, measuring ------------------------------------------------------------------------------------------------------
+
+
+def task(wanted: config.Config) -> tasks.Task:
+    """Cold diffusion's own; else that of `dosde train`."""
+    if wanted.model.network == "paper_networks:Sharpener":
+        return paper_networks.Cold(wanted)
+    return tasks.made(wanted)
+
+
+def train(names: list[str]) -> None:
+    """Each to its end, from where it stopped."""
+    for name in names:
+        start = time.perf_counter()
+        wanted = config.load(CONFIGS / f"{name}.toml")
+        result = loop.train(wanted, start="resume", task=task)
+        print(f"{name}: {result}, {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+
+
+def networks() -> dict[str, Any]:
+    """By name, trained. Errors: SystemExit where one is not."""
+    made: dict[str, Any] = {}
+    for name in NAMES:
+        wanted = config.load(CONFIGS / f"{name}.toml")
+        path = ROOT / wanted.out / "weights.safetensors"
+        if not path.is_file():
+            raise SystemExit(f"{path}: not trained yet; python benchmarks/paper_tables.py --train {name}")
+        kind = {"paper_networks:Velocity": paper_networks.Velocity, "paper_networks:Sharpener": paper_networks.Sharpener}
+        if wanted.model.network in kind:
+            network = kind[wanted.model.network](**wanted.model.options)
+            network.load_state_dict(files.read(path))
+            made[name] = network.eval().requires_grad_(False)
+        else:
+            made[name] = embedded.load(path, device="cpu").network
+    return made
+
+
+def pairs() -> dict[str, tuple[Tensor, Tensor]]:
+    """(HR, x_hat0) by name: the held-out pictures, sides cut to what the networks need."""
+    made = {}
+    for name, picture in held_out().items():
+        h, w = (side // 16 * 16 for side in picture.shape[1:])
+        hr = picture[:, :h, :w].contiguous()
+        lr = degradation.apply(hr, degradation.sample(BICUBIC, np.random.default_rng(0)))
+        made[name] = hr[None], embedded.source(lr[None], (h, w))
+    return made
+
+
+@torch.no_grad()
+def measured(row: Row, net: Any, every: dict[str, tuple[Tensor, Tensor]]) -> dict[str, list[float]]:
+    """Each metric: mean over pictures of every seed."""
+    values: dict[str, list[float]] = {name: [] for name in METRICS}
+    for seed in SEEDS:
+        sums = dict.fromkeys(METRICS, 0.0)
+        for hr, x_hat0 in every.values():
+            x0 = row.solve(net, x_hat0, torch.Generator().manual_seed(seed))
+            picture = (((x0 + 1) / 2).clamp(0, 1) * 255).round() / 255
+            sums["psnr"] += evaluation.psnr(picture, hr, SCALE)
+            sums["ssim"] += evaluation.ssim(picture, hr, SCALE)
+            sums["spectrum"] += realism.spectrum_error(picture, hr, SCALE)
+            sums["texture"] += realism.texture_error(picture, hr, SCALE)
+        for name in METRICS:
+            values[name].append(sums[name] / len(every))
+    return values
+
+
+# -- What is printed ----------------------------------------------------------------------------------------------------------
+
+
+def mean(row: dict[str, Any], metric: str) -> float:
+    return math.fsum(row[metric]) / len(row[metric])
+
+
+def verdict(key: str, rows: list[dict[str, Any]]) -> str:
+    """One line: whether the paper's order holds."""
+    table = TABLES[key]
+    texture = [mean(row, "texture") for row in rows]
+    broken = [(a, b) for a, b in table.worse_than if not texture[a] > texture[b]]
+    said = " < ".join(table.rows[i].name for i in [table.worse_than[0][0], *(b for _, b in table.worse_than)])
+    if key == "5":
+        said = "flow < DoSSR at 1 call; cold diffusion < ResShift < DoSSR at 5"
+    if not broken:
+        return f"The paper's order holds here ({said})."
+    named = "; ".join(f"{table.rows[a].name} {texture[a]:.3f}, {table.rows[b].name} {texture[b]:.3f}" for a, b in broken)
+    held = len(table.worse_than) - len(broken)
+    return f"The paper's order ({said}) holds in {held} of {len(table.worse_than)} places, not in: {named}. {table.why}".rstrip()
+
+
+def text(key: str, rows: list[dict[str, Any]]) -> str:
+    """A table and its verdict, as Markdown."""
+    own = TABLES[key].rows
+    with_ssim = any(row.paper[1] is not None for row in own)
+    head = ["", "PSNR", "SSIM", "spectrum, dB", "texture", "paper: MUSIQ", *(["SSIM"] if with_ssim else [])]
+    lines = [f"**{TABLES[key].title}**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for one, row in zip(own, rows, strict=True):
+        spread = max(row["texture"]) - min(row["texture"])
+        cells = [one.name, f"{mean(row, 'psnr'):.2f}", f"{mean(row, 'ssim'):.4f}", f"{mean(row, 'spectrum'):.2f}"]
+        cells.append(f"{mean(row, 'texture'):.3f}" + (f" ±{spread / 2:.3f}" if spread > 5e-4 else ""))
+        cells += ["" if value is None else f"{value:.{digits}f}" for value, digits in zip(one.paper, (2, 4), strict=True)][
+            : 2 if with_ssim else 1
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", verdict(key, rows)])
+
+
+def document(numbers: dict[str, Any]) -> str:
+    return "\n\n".join(text(key, numbers["tables"][key]) for key in TABLES)
+
+
+def plot(numbers: dict[str, Any], path: Path) -> None:
+    """Every row, texture over PSNR; Figure 4 as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    seen = set()
+    for key, table in TABLES.items():
+        rows = numbers["tables"][key]
+        points = [(mean(row, "psnr"), mean(row, "texture")) for row in rows]
+        if key == "fig4":
+            axis.plot(*zip(*points, strict=True), "k-", lw=1, label="Solver-3, 1 to 7 calls")
+        for one, point in zip(table.rows, points, strict=True):
+            if (one.name, point) in seen or key in ("3",):
+                continue
+            seen.add((one.name, point))
+            axis.plot(*point, "k." if key == "fig4" else "o", ms=5)
+            axis.annotate(one.name, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axis.set(xlabel="PSNR, dB", ylabel="error of the texture")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", nargs="*", metavar="NAME", choices=NAMES, help="train these, or all, first")
+    arguments = parser.parse_args()
+    if arguments.train is not None:
+        train(arguments.train or list(NAMES))
+        return
+    nets, every = networks(), pairs()
+    tables = {}
+    for key, table in TABLES.items():
+        tables[key] = []
+        for row in table.rows:
+            tables[key].append({"name": row.name, **measured(row, nets[row.network], every)})
+        print(text(key, tables[key]), end="\n\n", flush=True)
+    trained = {name: _cost(name) for name in NAMES}
+    numbers = {"pictures": list(every), "seeds": SEEDS, "trained": trained, "tables": tables}
+    report.save("paper_tables", numbers)
+    report.insert(ROOT / "docs" / "paper_tables.md", "paper_tables", document(numbers))
+    plot(numbers, ROOT / "docs" / "paper_tables.png")
+
+
+def _cost(name: str) -> dict[str, float]:
+    """Steps and seconds a step, as its log says."""
+    wanted = config.load(CONFIGS / f"{name}.toml")
+    lines = [json.loads(line) for line in (ROOT / wanted.out / "log.jsonl").read_text().splitlines()]
+    return {"steps": wanted.steps, "seconds_a_step": lines[-1]["seconds_a_step"], "loss": lines[-1]["loss"]}
+
+
+if __name__ == "__main__":
+    main()
