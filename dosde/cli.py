@@ -12,6 +12,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,10 +30,10 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
     "ode": (method.ode, None),
     "resshift": (method.resshift, 1),
 }
-_NEEDS_IMAGES = "dosde upscale needs the extra 'images' (in the repository: pip install '.[images]')"
+_NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
 _NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
 _NEEDS_TRAIN = "dosde train needs the extra 'train' (in the repository: pip install '.[train]')"
-# Options of upscale that not every backbone has, as `load` of these names them.
+# Options that not every backbone has, as `load` of these names them.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "embedded": ("weights", "tile", "dtype", "device"),
     "sd21": (
@@ -73,18 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     upscale.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help="a picture, or a folder of pictures")
     upscale.add_argument("-o", "--out", type=_path, required=True, metavar="OUT", help="a folder, or a file for one INPUT")
-    upscale.add_argument("--scale", type=float, default=4.0, help="how many times as large, at least 1 (default: 4)")
-    upscale.add_argument("--steps", type=int, default=5, help="model calls a picture (default: 5)")
-    upscale.add_argument("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
-    upscale.add_argument("--method", choices=METHODS, help="solver (default: the backbone's)")
-    upscale.add_argument("--seed", type=int, default=0, help="of the noise; each picture has it afresh (default: 0)")
-    upscale.add_argument(
-        "--backbone", metavar="NAME", help="the model: gaussian, embedded or sd21 (default: gaussian, sd21 with --weights)"
-    )
+    _add_solver(upscale.add_argument)
     upscale.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
-    networks = "the backbones embedded (a small network) and sd21 (DoSSR: SD 2.1 with a ControlNet)"
-    _add_networks(upscale.add_argument_group(networks).add_argument)
-    _add_sd21(upscale.add_argument_group("the backbone sd21").add_argument)
+    _add_backbones(upscale)
     upscale.set_defaults(run=lambda arguments: _upscale(arguments, upscale.error))
     convert = commands.add_parser(
         "convert",
@@ -126,6 +118,21 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--overwrite", action="store_true", help="start anew, and delete the run in `out`")
     train.set_defaults(run=lambda arguments: _train(arguments, train.error))
     return parser
+
+
+def _add_solver(add: Callable[..., object]) -> None:
+    add("--scale", type=float, default=4.0, help="how many times as large, at least 1 (default: 4)")
+    add("--steps", type=int, default=5, help="model calls a picture (default: 5)")
+    add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
+    add("--method", choices=METHODS, help="solver (default: the backbone's)")
+    add("--seed", type=int, default=0, help="of the noise; each picture has it afresh (default: 0)")
+    add("--backbone", metavar="NAME", help="the model: gaussian, embedded or sd21 (default: gaussian, sd21 with --weights)")
+
+
+def _add_backbones(parser: argparse.ArgumentParser) -> None:
+    networks = "the backbones embedded (a small network) and sd21 (DoSSR: SD 2.1 with a ControlNet)"
+    _add_networks(parser.add_argument_group(networks).add_argument)
+    _add_sd21(parser.add_argument_group("the backbone sd21").add_argument)
 
 
 def _add_networks(add: Callable[..., object]) -> None:
@@ -176,7 +183,29 @@ def _path(name: str) -> Path:
     return Path(name)
 
 
-def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+@dataclass(frozen=True)
+class _Solver:
+    """What the options of the solver and the backbone say. how: None is the backbone's method; order: None is its own."""
+
+    scale: float
+    steps: int
+    order: int | None
+    how: method.Method | None
+    seed: int
+    name: str
+    options: dict[str, object]
+
+    def upscaled(self, backbone: "Backbone", picture: torch.Tensor, progress: bool) -> torch.Tensor:
+        """Each picture has the noise of the seed afresh."""
+        from backbones import upscale
+
+        how = self.how or backbone.method
+        noise = torch.Generator().manual_seed(self.seed)
+        return upscale(backbone, picture, self.scale, self.steps, self.order, noise=noise, method=how, progress=progress)
+
+
+def _solver(arguments: argparse.Namespace, command: str, fail: Callable[[str], NoReturn]) -> _Solver:
+    """Checked as far as it can be before anything loads."""
     how, most = METHODS.get(arguments.method, (None, None))
     steps, limit = arguments.steps, arguments.steps if most is None else min(most, arguments.steps)
     order = arguments.order
@@ -189,68 +218,47 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     if order is not None and not 1 <= order <= limit:
         chosen = "" if how is None else f"--method {arguments.method} "
         fail(f"--order: {order}; 1 to {limit} is needed with {chosen}--steps {steps}")
-    if not 0 <= arguments.seed < 2**63:
-        fail(f"--seed: {arguments.seed}; a number from 0 to 2^63 - 1 is needed")
+    _check_seed(arguments.seed, fail)
+    _check_images(command, fail)
+    return _Solver(arguments.scale, steps, order, how, arguments.seed, *_options(arguments, fail))
+
+
+def _check_seed(seed: int, fail: Callable[[str], NoReturn]) -> None:
+    if not 0 <= seed < 2**63:
+        fail(f"--seed: {seed}; a number from 0 to 2^63 - 1 is needed")
+
+
+def _check_images(command: str, fail: Callable[[str], NoReturn]) -> None:
     try:
         import PIL  # noqa: F401
-        from tqdm import tqdm
+        import tqdm  # noqa: F401
 
-        import backbones
-        from backbones import images
+        import backbones  # noqa: F401
     except ImportError as error:
-        fail(f"{_NEEDS_IMAGES} ({error})")
-    name, options = _options(arguments, fail)
+        fail(f"dosde {command} {_NEEDS_IMAGES} ({error})")
+
+
+def _loaded(solver: _Solver, command: str, one: bool, fail: Callable[[str], NoReturn]) -> "Backbone":
+    """The backbone, which has been checked to take the solver. one: there is one picture, so the bars are of its steps."""
+    import backbones
+
+    options = {**solver.options, "progress": one} if solver.name == "sd21" else solver.options
     try:
-        jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, images.SUFFIXES, fail)
-    except OSError as error:
-        fail(f"INPUT, --out: {error}")
-    if name == "sd21":
-        options["progress"] = len(jobs) == 1
-    try:
-        backbone = backbones.load(name, **options)
+        backbone = backbones.load(solver.name, **options)
     except ImportError as error:
-        fail(f"{_NEEDS_SD21 if name == 'sd21' else _NEEDS_IMAGES} ({error})")
+        fail(f"{_NEEDS_SD21 if solver.name == 'sd21' else f'dosde {command} {_NEEDS_IMAGES}'} ({error})")
     except ValueError as error:
         argument, _, rest = str(error).partition(":")
         argument = "weights" if argument == "checkpoint" else argument
         fail(f"--{argument.replace('_', '-')}:{rest}")
-    if arguments.scale < backbone.least_scale:
-        fail(f"--scale: {arguments.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {name}")
-    how = how or backbone.method
+    if solver.scale < backbone.least_scale:
+        fail(f"--scale: {solver.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {solver.name}")
     try:
-        plan(backbone.process, steps, order, method=how, grid=backbone.grid)
+        plan(backbone.process, solver.steps, solver.order, method=solver.how or backbone.method, grid=backbone.grid)
     except ValueError as error:
         argument, _, rest = str(error).partition(":")
         fail(f"--{argument}:{rest}" if argument in ("order", "steps", "method") else str(error))
-    folder = jobs[0][1].parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--out: {error}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fail(f"--out: {folder}; a folder that can be written to is needed")
-    warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
-
-    kept, failed, start = 0, [], time.perf_counter()
-    bar = tqdm(jobs, unit="picture", disable=len(jobs) < 2)
-    for source, target in bar:
-        try:
-            if target.is_file() and not arguments.overwrite:
-                kept, said = kept + 1, f"kept    {target} (exists; --overwrite makes it anew)"
-            else:
-                size = _one(backbone, source, target, arguments, order, how, progress=len(jobs) == 1)
-                said = f"wrote   {target} ({size})"
-        except Exception as error:  # whatever is wrong with a file costs that file alone
-            failed.append(source)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if isinstance(error, MemoryError) or "allocate memory" in reason:
-                reason = "not enough memory for a picture of this size at this scale"
-            tqdm.write(f"failed  {source}: {reason}", file=sys.stderr)
-        else:
-            tqdm.write(said)
-    done = len(jobs) - kept - len(failed)
-    print(f"{done} written, {kept} kept, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
-    return 1 if failed else 0
+    return backbone
 
 
 def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[str, dict[str, object]]:
@@ -263,23 +271,79 @@ def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     for option in given:
         if option not in _OPTIONS.get(name, ()):
             having = " or ".join(other for other, options in _OPTIONS.items() if option in options)
-            written = option.replace("_scale", "").replace("_", "-")
-            fail(f"--{written}: needs --backbone {having}, and the backbone is {name}")
+            fail(f"{_flag(option)}: needs --backbone {having}, and the backbone is {name}")
     if name == "sd21" and "weights" not in given:
         fail("--weights: none; the backbone sd21 needs a folder written by `dosde convert`")
     return name, given
 
 
-def _jobs(
-    inputs: Sequence[Path], out: Path, scale: float, suffixes: Sequence[str], fail: Callable[[str], NoReturn]
-) -> list[tuple[Path, Path]]:
+def _flag(option: str) -> str:
+    return "--" + option.replace("_scale", "").replace("_", "-")
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, MemoryError) or "allocate memory" in reason:
+        return "not enough memory for a picture of this size at this scale"
+    return reason
+
+
+def _warn_above_bars() -> None:
+    from tqdm import tqdm
+
+    warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    solver = _solver(arguments, "upscale", fail)
+    from tqdm import tqdm
+
+    try:
+        jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, fail)
+    except OSError as error:
+        fail(f"INPUT, --out: {error}")
+    one = len(jobs) == 1
+    backbone = _loaded(solver, "upscale", one, fail)
+    folder = jobs[0][1].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out: {error}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fail(f"--out: {folder}; a folder that can be written to is needed")
+    _warn_above_bars()
+
+    kept, failed, start = 0, [], time.perf_counter()
+    bar = tqdm(jobs, unit="picture", disable=one)
+    for source, target in bar:
+        try:
+            if target.is_file() and not arguments.overwrite:
+                kept, said = kept + 1, f"kept    {target} (exists; --overwrite makes it anew)"
+            else:
+                size = _one(source, target, lambda picture: solver.upscaled(backbone, picture, one))
+                said = f"wrote   {target} ({size})"
+        except Exception as error:  # whatever is wrong with a file costs that file alone
+            failed.append(source)
+            tqdm.write(f"failed  {source}: {_reason(error)}", file=sys.stderr)
+        else:
+            tqdm.write(said)
+    done = len(jobs) - kept - len(failed)
+    print(f"{done} written, {kept} kept, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
+    return 1 if failed else 0
+
+
+def _jobs(inputs: Sequence[Path], out: Path, scale: float, fail: Callable[[str], NoReturn]) -> list[tuple[Path, Path]]:
     """(source, target) for every picture, in a predictable order."""
+    from backbones import images
+
+    suffixes = images.SUFFIXES
     sources: list[Path] = []
     for given in inputs:
         if given.is_dir():
             if out.is_dir() and given.samefile(out):
                 fail(f"--out: {out}; another folder than INPUT is needed, or results would be taken for pictures next time")
-            found = sorted(p for p in given.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and not p.is_dir())
+            found = images.listed(given)
             if not found:
                 fail(f"INPUT: {given}; a folder with pictures ({' '.join(suffixes)}) is needed")
             sources += found
@@ -311,24 +375,13 @@ def _jobs(
     return list(zip(sources, targets, strict=True))
 
 
-def _one(
-    backbone: "Backbone",
-    source: Path,
-    target: Path,
-    arguments: argparse.Namespace,
-    order: int | None,
-    how: method.Method,
-    progress: bool,
-) -> str:
+def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Upscales one file; returns its sizes in words."""
-    from backbones import images, upscale
+    from backbones import images
 
     picture = images.read(source)
     images.check(target, picture)
-    noise = torch.Generator().manual_seed(arguments.seed)
-    colour = upscale(
-        backbone, picture.colour, arguments.scale, arguments.steps, order, noise=noise, method=how, progress=progress
-    )
+    colour = upscaled(picture.colour)
     alpha = picture.alpha
     if alpha is not None:
         alpha = images.resized(alpha, colour.shape[-2:])
