@@ -1,10 +1,12 @@
-"""The command line: `dosde upscale INPUT... -o OUT`, `dosde convert CHECKPOINT -o FOLDER`, `dosde train --config FILE`.
+"""The command line: `dosde upscale INPUT... -o OUT`, `dosde evaluate --pairs FOLDER` or `--compare FILE...`,
+`dosde convert CHECKPOINT -o FOLDER`, `dosde train --config FILE`.
 
 Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done) or a conversion or a training did,
-2 a wrong argument or config (nothing is done), 130 stopped by the keyboard.
+2 a wrong argument or config, or results that must not be compared (nothing is done), 130 stopped by the keyboard.
 """
 
 import argparse
+import hashlib
 import io
 import os
 import sys
@@ -13,17 +15,19 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
 from . import __version__, method
-from .solve import plan
+from .solve import _default_order, plan
 
 if TYPE_CHECKING:
     from backbones import Backbone
 
+_DEFAULTS = {"scale": 4.0, "steps": 5, "seed": 0}
 METHODS: dict[str, tuple[method.Method, int | None]] = {
     "dos": (method.dos, 3),
     "adams": (method.adams, None),
@@ -78,6 +82,20 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
     _add_backbones(upscale)
     upscale.set_defaults(run=lambda arguments: _upscale(arguments, upscale.error))
+    evaluate = commands.add_parser(
+        "evaluate",
+        usage="dosde evaluate --pairs FOLDER [--results FOLDER] [-o FILE] [...]\n"
+        "       dosde evaluate --compare FILE... [--across KEY,...]",
+        help="measure upscaled pictures against the truth, and compare such measurements",
+        description="Upscale the pictures of low resolution in a folder, or take the results of any tool, and measure them "
+        "against those of high resolution: PSNR and SSIM of brightness as the field reports them, and metrics of pyiqa.",
+        epilog="docs/evaluate.md says what is measured, how, and what the file of -o holds.",
+    )
+    _add_evaluation(evaluate.add_argument)
+    _add_solver(evaluate.add_argument)
+    _add_backbones(evaluate)
+    # So that a given option is known from one left out: each use of the command refuses those that it has no use for.
+    evaluate.set_defaults(**dict.fromkeys(_DEFAULTS), run=lambda arguments: _evaluate(arguments, evaluate.error))
     convert = commands.add_parser(
         "convert",
         usage="dosde convert [CHECKPOINT] -o OUT [...]",
@@ -120,12 +138,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_evaluation(add: Callable[..., object]) -> None:
+    add("--pairs", type=_path, metavar="FOLDER", help="hr/ and perhaps lr/ in it, or itself pictures of high resolution")
+    add("--results", type=_path, metavar="FOLDER", help="pictures to measure: NAME, NAMExSCALE or NAME_xSCALE")
+    add("-o", "--out", type=_path, metavar="FILE", help="JSON: protocol, means, every picture")
+    add("--metrics", metavar="NAME,...", help="of psnr, ssim, lpips, clipiqa, musiq, maniqa, topiq (default: psnr,ssim)")
+    add("--border", type=int, metavar="PIXELS", help="cut off for PSNR and SSIM at each side (default: the scale)")
+    add("--crop", type=int, metavar="PIXELS", help="measure a square in the middle (default: whole pictures)")
+    add("--nfe", type=int, metavar="CALLS", help="of --results: network calls a picture, for the protocol")
+    add("--compare", nargs="+", type=_path, metavar="FILE", help="files of -o: one table, if their protocols agree")
+    add("--across", metavar="KEY,...", help="keys of the protocol that may differ in --compare, such as nfe")
+
+
 def _add_solver(add: Callable[..., object]) -> None:
-    add("--scale", type=float, default=4.0, help="how many times as large, at least 1 (default: 4)")
-    add("--steps", type=int, default=5, help="model calls a picture (default: 5)")
+    add("--scale", type=float, default=_DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
+    add("--steps", type=int, default=_DEFAULTS["steps"], help="model calls a picture (default: 5)")
     add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=METHODS, help="solver (default: the backbone's)")
-    add("--seed", type=int, default=0, help="of the noise; each picture has it afresh (default: 0)")
+    add("--seed", type=int, default=_DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
     add("--backbone", metavar="NAME", help="the model: gaussian, embedded or sd21 (default: gaussian, sd21 with --weights)")
 
 
@@ -388,6 +418,132 @@ def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Te
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"
+
+
+def _evaluate(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    _check_use(arguments, fail)
+    try:
+        return _measure(arguments, fail) if arguments.compare is None else _compare(arguments, fail)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _check_use(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
+    """Options that are for another use of evaluate."""
+    given = {option: value for option, value in vars(arguments).items() if value is not None and option != "run"}
+    if "compare" not in given and "pairs" not in given:
+        fail("--pairs: none; a folder of pictures is needed, or --compare and files")
+    about = {"pairs", "out", "metrics", "border", "crop", "scale", "seed"}
+    for option, value in given.items():
+        if "compare" in given and option not in ("compare", "across"):
+            fail(f"{_flag(option)}: {value}; --compare takes --across alone")
+        if "compare" not in given and option == "across":
+            fail(f"--across: {value}; it is for --compare")
+        if "compare" not in given and "results" in given and option not in about | {"results", "nfe"}:
+            fail(f"{_flag(option)}: {value}; with --results nothing is upscaled")
+    if "nfe" in given and "results" not in given:
+        fail(f"--nfe: {arguments.nfe}; it is for --results, otherwise --steps says it")
+
+
+def _compare(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    from backbones import evaluation
+
+    try:
+        print(evaluation.compare(arguments.compare, [] if arguments.across is None else arguments.across.split(",")))
+    except ValueError as error:
+        fail(f"--{error}")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    seed, nfe = arguments.seed, arguments.nfe
+    for option, value in _DEFAULTS.items():
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, value)
+    if arguments.scale not in range(1, 65):
+        fail(f"--scale: {arguments.scale:g}; a whole number from 1 to 64 is needed")
+    if nfe is not None and nfe < 0:
+        fail(f"--nfe: {nfe}; a number from 0 is needed")
+    _check_seed(arguments.seed, fail)
+    _check_images("evaluate", fail)
+    solver = _solver(arguments, "evaluate", fail) if arguments.results is None else None
+    from tqdm import tqdm
+
+    import backbones
+    from backbones import evaluation
+
+    scale = int(arguments.scale)
+    border = scale if arguments.border is None else arguments.border
+    names = list(dict.fromkeys(["psnr", "ssim"] if arguments.metrics is None else arguments.metrics.split(",")))
+    device = "auto" if solver is None else str(solver.options.get("device", "auto"))
+    try:
+        evaluation.check_metrics(names)
+        pairs = evaluation.found(arguments.pairs, scale, arguments.crop, arguments.results)
+        evaluation.check_border(pairs, border)
+        if arguments.out is not None:
+            evaluation.check_out(arguments.out)
+        by = evaluation.metrics(names, border, backbones.device(device))
+    except ImportError as error:
+        fail(f"dosde evaluate {_NEEDS_IMAGES} ({error})")
+    except ValueError as error:
+        fail(f"--{error}")
+    except OSError as error:
+        fail(f"--pairs, --results: {error}")
+    one = len(pairs.hr) == 1
+    upscaled, about = None, dict[str, object](results=str(arguments.results))
+    if solver is not None:
+        backbone = _loaded(solver, "evaluate", one, fail)
+        upscaled, about = partial(solver.upscaled, backbone, progress=one), _about(solver, backbone, arguments.method)
+        seed, nfe = solver.seed, solver.steps
+    _warn_above_bars()
+
+    rows, failed, start = {}, {}, time.perf_counter()
+    widths = [max(map(len, ("picture", *pairs.hr))), *(max(10, len(name)) for name in names)]
+    print(evaluation.line(["picture", *names], widths))
+    for name in tqdm(pairs.hr, unit="picture", disable=one):
+        try:
+            rows[name] = evaluation.measured(pairs, name, by, upscaled)
+        except Exception as error:  # whatever is wrong with a picture costs that picture alone
+            failed[name] = _reason(error)
+            tqdm.write(f"failed  {name}: {failed[name]}", file=sys.stderr)
+        else:
+            tqdm.write(evaluation.line([name, *(f"{value:.4f}" for value in rows[name].values.values())], widths))
+    if rows:
+        print(evaluation.line(["mean", *(f"{value:.4f}" for value in evaluation.means(rows).values())], widths))
+    print(f"{len(rows)} measured, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
+    if arguments.out is not None:
+        made = evaluation.document(pairs, by, rows, failed, border=border, seed=seed, nfe=nfe, method=about)
+        try:
+            evaluation.write(arguments.out, made)
+        except OSError as error:
+            print(f"dosde evaluate: error: --out: {error}", file=sys.stderr)
+            return 1
+        print(f"wrote   {arguments.out}")
+    return 1 if failed else 0
+
+
+def _about(solver: _Solver, backbone: "Backbone", how: str | None) -> dict[str, object]:
+    """What upscales, for the record: of the weights the name, and what their file holds."""
+    given = dict(solver.options)
+    weights = given.pop("weights", None)
+    path = None if weights is None else Path(str(weights)).resolve()
+    digest = None
+    if path is not None and path.is_file():
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    usual = min(_default_order(solver.how or backbone.method), solver.steps)
+    return {
+        "backbone": solver.name,
+        "weights": None if path is None else path.name,
+        "sha256": digest,
+        "steps": solver.steps,
+        "order": usual if solver.order is None else solver.order,
+        "method": how or "that of the backbone",
+        "options": given,
+        "dosde": __version__,
+        "torch": torch.__version__,
+    }
 
 
 def _convert(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
