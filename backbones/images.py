@@ -48,6 +48,11 @@ class Picture:
     profile: bytes | None
 
 
+def listed(folder: Path) -> list[Path]:
+    """The pictures in a folder, by their suffixes, sorted; not hidden ones, nor those in folders in it. Errors: OSError."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and not p.is_dir())
+
+
 def read(path: Path) -> Picture:
     """The first picture in a file, upright. Errors: OSError or ValueError where it cannot be read."""
     import PIL.Image

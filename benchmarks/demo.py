@@ -11,19 +11,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import backbones
-from backbones import images
+from backbones import evaluation, images
 
 PHOTO = Path(__file__).parent / "data" / "chelsea.png"
 SCALE, STEPS = 4, 5
-
-
-def scores(truth: torch.Tensor, picture: torch.Tensor) -> tuple[float, float]:
-    """PSNR in dB and SSIM, in RGB at 8 bits."""
-    a, b = ((255 * p[0].permute(1, 2, 0)).round().byte().numpy() for p in (truth, picture))
-    return float(peak_signal_noise_ratio(a, b)), float(structural_similarity(a, b, channel_axis=2))
 
 
 def resized(picture: torch.Tensor, size: tuple[int, int], how: Image.Resampling) -> torch.Tensor:
@@ -75,7 +68,7 @@ def main() -> None:
     print("with its detail, which is not that of the original: so its PSNR is lower.")
     print(f"{'':26}{'model calls':>12}{'seconds':>9}{'PSNR dB':>9}{'SSIM':>8}")
     for name, calls, seconds, picture in rows:
-        psnr, ssim = scores(truth, picture)
+        psnr, ssim = (measure(picture, truth, SCALE) for measure in (evaluation.psnr, evaluation.ssim))
         print(f"{name:26}{calls:12d}{seconds:9.2f}{psnr:9.2f}{ssim:8.4f}")
     print(f"wrote {out / 'result.png'} and {out / 'side_by_side.png'}")
 

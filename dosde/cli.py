@@ -1,10 +1,12 @@
-"""The command line: `dosde upscale INPUT... -o OUT`, `dosde convert CHECKPOINT -o FOLDER`, `dosde train --config FILE`.
+"""The command line: `dosde upscale INPUT... -o OUT`, `dosde evaluate --pairs FOLDER` or `--compare FILE...`,
+`dosde convert CHECKPOINT -o FOLDER`, `dosde train --config FILE`.
 
 Exit status: 0 all done (or kept), 1 some file failed (each is named, the rest is done) or a conversion or a training did,
-2 a wrong argument or config (nothing is done), 130 stopped by the keyboard.
+2 a wrong argument or config, or results that must not be compared (nothing is done), 130 stopped by the keyboard.
 """
 
 import argparse
+import hashlib
 import io
 import os
 import sys
@@ -12,27 +14,30 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
 from . import __version__, method
-from .solve import plan
+from .solve import _default_order, plan
 
 if TYPE_CHECKING:
     from backbones import Backbone
 
+_DEFAULTS = {"scale": 4.0, "steps": 5, "seed": 0}
 METHODS: dict[str, tuple[method.Method, int | None]] = {
     "dos": (method.dos, 3),
     "adams": (method.adams, None),
     "ode": (method.ode, None),
     "resshift": (method.resshift, 1),
 }
-_NEEDS_IMAGES = "dosde upscale needs the extra 'images' (in the repository: pip install '.[images]')"
+_NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
 _NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
 _NEEDS_TRAIN = "dosde train needs the extra 'train' (in the repository: pip install '.[train]')"
-# Options of upscale that not every backbone has, as `load` of these names them.
+# Options that not every backbone has, as `load` of these names them.
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "embedded": ("weights", "tile", "dtype", "device"),
     "sd21": (
@@ -73,19 +78,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     upscale.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help="a picture, or a folder of pictures")
     upscale.add_argument("-o", "--out", type=_path, required=True, metavar="OUT", help="a folder, or a file for one INPUT")
-    upscale.add_argument("--scale", type=float, default=4.0, help="how many times as large, at least 1 (default: 4)")
-    upscale.add_argument("--steps", type=int, default=5, help="model calls a picture (default: 5)")
-    upscale.add_argument("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
-    upscale.add_argument("--method", choices=METHODS, help="solver (default: the backbone's)")
-    upscale.add_argument("--seed", type=int, default=0, help="of the noise; each picture has it afresh (default: 0)")
-    upscale.add_argument(
-        "--backbone", metavar="NAME", help="the model: gaussian, embedded or sd21 (default: gaussian, sd21 with --weights)"
-    )
+    _add_solver(upscale.add_argument)
     upscale.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
-    networks = "the backbones embedded (a small network) and sd21 (DoSSR: SD 2.1 with a ControlNet)"
-    _add_networks(upscale.add_argument_group(networks).add_argument)
-    _add_sd21(upscale.add_argument_group("the backbone sd21").add_argument)
+    _add_backbones(upscale)
     upscale.set_defaults(run=lambda arguments: _upscale(arguments, upscale.error))
+    evaluate = commands.add_parser(
+        "evaluate",
+        usage="dosde evaluate --pairs FOLDER [--results FOLDER] [-o FILE] [...]\n"
+        "       dosde evaluate --compare FILE... [--across KEY,...]",
+        help="measure upscaled pictures against the truth, and compare such measurements",
+        description="Upscale the pictures of low resolution in a folder, or take the results of any tool, and measure them "
+        "against those of high resolution: PSNR and SSIM of brightness as the field reports them, and metrics of pyiqa.",
+        epilog="docs/evaluate.md says what is measured, how, and what the file of -o holds.",
+    )
+    _add_evaluation(evaluate.add_argument)
+    _add_solver(evaluate.add_argument)
+    _add_backbones(evaluate)
+    # So that a given option is known from one left out: each use of the command refuses those that it has no use for.
+    evaluate.set_defaults(**dict.fromkeys(_DEFAULTS), run=lambda arguments: _evaluate(arguments, evaluate.error))
     convert = commands.add_parser(
         "convert",
         usage="dosde convert [CHECKPOINT] -o OUT [...]",
@@ -126,6 +136,33 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--overwrite", action="store_true", help="start anew, and delete the run in `out`")
     train.set_defaults(run=lambda arguments: _train(arguments, train.error))
     return parser
+
+
+def _add_evaluation(add: Callable[..., object]) -> None:
+    add("--pairs", type=_path, metavar="FOLDER", help="hr/ and perhaps lr/ in it, or itself pictures of high resolution")
+    add("--results", type=_path, metavar="FOLDER", help="pictures to measure: NAME, NAMExSCALE or NAME_xSCALE")
+    add("-o", "--out", type=_path, metavar="FILE", help="JSON: protocol, means, every picture")
+    add("--metrics", metavar="NAME,...", help="of psnr, ssim, lpips, clipiqa, musiq, maniqa, topiq (default: psnr,ssim)")
+    add("--border", type=int, metavar="PIXELS", help="cut off for PSNR and SSIM at each side (default: the scale)")
+    add("--crop", type=int, metavar="PIXELS", help="measure a square in the middle (default: whole pictures)")
+    add("--nfe", type=int, metavar="CALLS", help="of --results: network calls a picture, for the protocol")
+    add("--compare", nargs="+", type=_path, metavar="FILE", help="files of -o: one table, if their protocols agree")
+    add("--across", metavar="KEY,...", help="keys of the protocol that may differ in --compare, such as nfe")
+
+
+def _add_solver(add: Callable[..., object]) -> None:
+    add("--scale", type=float, default=_DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
+    add("--steps", type=int, default=_DEFAULTS["steps"], help="model calls a picture (default: 5)")
+    add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
+    add("--method", choices=METHODS, help="solver (default: the backbone's)")
+    add("--seed", type=int, default=_DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
+    add("--backbone", metavar="NAME", help="the model: gaussian, embedded or sd21 (default: gaussian, sd21 with --weights)")
+
+
+def _add_backbones(parser: argparse.ArgumentParser) -> None:
+    networks = "the backbones embedded (a small network) and sd21 (DoSSR: SD 2.1 with a ControlNet)"
+    _add_networks(parser.add_argument_group(networks).add_argument)
+    _add_sd21(parser.add_argument_group("the backbone sd21").add_argument)
 
 
 def _add_networks(add: Callable[..., object]) -> None:
@@ -176,7 +213,29 @@ def _path(name: str) -> Path:
     return Path(name)
 
 
-def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+@dataclass(frozen=True)
+class _Solver:
+    """What the options of the solver and the backbone say. how: None is the backbone's method; order: None is its own."""
+
+    scale: float
+    steps: int
+    order: int | None
+    how: method.Method | None
+    seed: int
+    name: str
+    options: dict[str, object]
+
+    def upscaled(self, backbone: "Backbone", picture: torch.Tensor, progress: bool) -> torch.Tensor:
+        """Each picture has the noise of the seed afresh."""
+        from backbones import upscale
+
+        how = self.how or backbone.method
+        noise = torch.Generator().manual_seed(self.seed)
+        return upscale(backbone, picture, self.scale, self.steps, self.order, noise=noise, method=how, progress=progress)
+
+
+def _solver(arguments: argparse.Namespace, command: str, fail: Callable[[str], NoReturn]) -> _Solver:
+    """Checked as far as it can be before anything loads."""
     how, most = METHODS.get(arguments.method, (None, None))
     steps, limit = arguments.steps, arguments.steps if most is None else min(most, arguments.steps)
     order = arguments.order
@@ -189,68 +248,47 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     if order is not None and not 1 <= order <= limit:
         chosen = "" if how is None else f"--method {arguments.method} "
         fail(f"--order: {order}; 1 to {limit} is needed with {chosen}--steps {steps}")
-    if not 0 <= arguments.seed < 2**63:
-        fail(f"--seed: {arguments.seed}; a number from 0 to 2^63 - 1 is needed")
+    _check_seed(arguments.seed, fail)
+    _check_images(command, fail)
+    return _Solver(arguments.scale, steps, order, how, arguments.seed, *_options(arguments, fail))
+
+
+def _check_seed(seed: int, fail: Callable[[str], NoReturn]) -> None:
+    if not 0 <= seed < 2**63:
+        fail(f"--seed: {seed}; a number from 0 to 2^63 - 1 is needed")
+
+
+def _check_images(command: str, fail: Callable[[str], NoReturn]) -> None:
     try:
         import PIL  # noqa: F401
-        from tqdm import tqdm
+        import tqdm  # noqa: F401
 
-        import backbones
-        from backbones import images
+        import backbones  # noqa: F401
     except ImportError as error:
-        fail(f"{_NEEDS_IMAGES} ({error})")
-    name, options = _options(arguments, fail)
+        fail(f"dosde {command} {_NEEDS_IMAGES} ({error})")
+
+
+def _loaded(solver: _Solver, command: str, one: bool, fail: Callable[[str], NoReturn]) -> "Backbone":
+    """The backbone, which has been checked to take the solver. one: there is one picture, so the bars are of its steps."""
+    import backbones
+
+    options = {**solver.options, "progress": one} if solver.name == "sd21" else solver.options
     try:
-        jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, images.SUFFIXES, fail)
-    except OSError as error:
-        fail(f"INPUT, --out: {error}")
-    if name == "sd21":
-        options["progress"] = len(jobs) == 1
-    try:
-        backbone = backbones.load(name, **options)
+        backbone = backbones.load(solver.name, **options)
     except ImportError as error:
-        fail(f"{_NEEDS_SD21 if name == 'sd21' else _NEEDS_IMAGES} ({error})")
+        fail(f"{_NEEDS_SD21 if solver.name == 'sd21' else f'dosde {command} {_NEEDS_IMAGES}'} ({error})")
     except ValueError as error:
         argument, _, rest = str(error).partition(":")
         argument = "weights" if argument == "checkpoint" else argument
         fail(f"--{argument.replace('_', '-')}:{rest}")
-    if arguments.scale < backbone.least_scale:
-        fail(f"--scale: {arguments.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {name}")
-    how = how or backbone.method
+    if solver.scale < backbone.least_scale:
+        fail(f"--scale: {solver.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {solver.name}")
     try:
-        plan(backbone.process, steps, order, method=how, grid=backbone.grid)
+        plan(backbone.process, solver.steps, solver.order, method=solver.how or backbone.method, grid=backbone.grid)
     except ValueError as error:
         argument, _, rest = str(error).partition(":")
         fail(f"--{argument}:{rest}" if argument in ("order", "steps", "method") else str(error))
-    folder = jobs[0][1].parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--out: {error}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fail(f"--out: {folder}; a folder that can be written to is needed")
-    warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
-
-    kept, failed, start = 0, [], time.perf_counter()
-    bar = tqdm(jobs, unit="picture", disable=len(jobs) < 2)
-    for source, target in bar:
-        try:
-            if target.is_file() and not arguments.overwrite:
-                kept, said = kept + 1, f"kept    {target} (exists; --overwrite makes it anew)"
-            else:
-                size = _one(backbone, source, target, arguments, order, how, progress=len(jobs) == 1)
-                said = f"wrote   {target} ({size})"
-        except Exception as error:  # whatever is wrong with a file costs that file alone
-            failed.append(source)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if isinstance(error, MemoryError) or "allocate memory" in reason:
-                reason = "not enough memory for a picture of this size at this scale"
-            tqdm.write(f"failed  {source}: {reason}", file=sys.stderr)
-        else:
-            tqdm.write(said)
-    done = len(jobs) - kept - len(failed)
-    print(f"{done} written, {kept} kept, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
-    return 1 if failed else 0
+    return backbone
 
 
 def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[str, dict[str, object]]:
@@ -263,23 +301,79 @@ def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     for option in given:
         if option not in _OPTIONS.get(name, ()):
             having = " or ".join(other for other, options in _OPTIONS.items() if option in options)
-            written = option.replace("_scale", "").replace("_", "-")
-            fail(f"--{written}: needs --backbone {having}, and the backbone is {name}")
+            fail(f"{_flag(option)}: needs --backbone {having}, and the backbone is {name}")
     if name == "sd21" and "weights" not in given:
         fail("--weights: none; the backbone sd21 needs a folder written by `dosde convert`")
     return name, given
 
 
-def _jobs(
-    inputs: Sequence[Path], out: Path, scale: float, suffixes: Sequence[str], fail: Callable[[str], NoReturn]
-) -> list[tuple[Path, Path]]:
+def _flag(option: str) -> str:
+    return "--" + option.replace("_scale", "").replace("_", "-")
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, MemoryError) or "allocate memory" in reason:
+        return "not enough memory for a picture of this size at this scale"
+    return reason
+
+
+def _warn_above_bars() -> None:
+    from tqdm import tqdm
+
+    warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    solver = _solver(arguments, "upscale", fail)
+    from tqdm import tqdm
+
+    try:
+        jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, fail)
+    except OSError as error:
+        fail(f"INPUT, --out: {error}")
+    one = len(jobs) == 1
+    backbone = _loaded(solver, "upscale", one, fail)
+    folder = jobs[0][1].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out: {error}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fail(f"--out: {folder}; a folder that can be written to is needed")
+    _warn_above_bars()
+
+    kept, failed, start = 0, [], time.perf_counter()
+    bar = tqdm(jobs, unit="picture", disable=one)
+    for source, target in bar:
+        try:
+            if target.is_file() and not arguments.overwrite:
+                kept, said = kept + 1, f"kept    {target} (exists; --overwrite makes it anew)"
+            else:
+                size = _one(source, target, lambda picture: solver.upscaled(backbone, picture, one))
+                said = f"wrote   {target} ({size})"
+        except Exception as error:  # whatever is wrong with a file costs that file alone
+            failed.append(source)
+            tqdm.write(f"failed  {source}: {_reason(error)}", file=sys.stderr)
+        else:
+            tqdm.write(said)
+    done = len(jobs) - kept - len(failed)
+    print(f"{done} written, {kept} kept, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
+    return 1 if failed else 0
+
+
+def _jobs(inputs: Sequence[Path], out: Path, scale: float, fail: Callable[[str], NoReturn]) -> list[tuple[Path, Path]]:
     """(source, target) for every picture, in a predictable order."""
+    from backbones import images
+
+    suffixes = images.SUFFIXES
     sources: list[Path] = []
     for given in inputs:
         if given.is_dir():
             if out.is_dir() and given.samefile(out):
                 fail(f"--out: {out}; another folder than INPUT is needed, or results would be taken for pictures next time")
-            found = sorted(p for p in given.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and not p.is_dir())
+            found = images.listed(given)
             if not found:
                 fail(f"INPUT: {given}; a folder with pictures ({' '.join(suffixes)}) is needed")
             sources += found
@@ -311,30 +405,145 @@ def _jobs(
     return list(zip(sources, targets, strict=True))
 
 
-def _one(
-    backbone: "Backbone",
-    source: Path,
-    target: Path,
-    arguments: argparse.Namespace,
-    order: int | None,
-    how: method.Method,
-    progress: bool,
-) -> str:
+def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Upscales one file; returns its sizes in words."""
-    from backbones import images, upscale
+    from backbones import images
 
     picture = images.read(source)
     images.check(target, picture)
-    noise = torch.Generator().manual_seed(arguments.seed)
-    colour = upscale(
-        backbone, picture.colour, arguments.scale, arguments.steps, order, noise=noise, method=how, progress=progress
-    )
+    colour = upscaled(picture.colour)
     alpha = picture.alpha
     if alpha is not None:
         alpha = images.resized(alpha, colour.shape[-2:])
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"
+
+
+def _evaluate(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    _check_use(arguments, fail)
+    try:
+        return _measure(arguments, fail) if arguments.compare is None else _compare(arguments, fail)
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _check_use(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
+    """Options that are for another use of evaluate."""
+    given = {option: value for option, value in vars(arguments).items() if value is not None and option != "run"}
+    if "compare" not in given and "pairs" not in given:
+        fail("--pairs: none; a folder of pictures is needed, or --compare and files")
+    about = {"pairs", "out", "metrics", "border", "crop", "scale", "seed"}
+    for option, value in given.items():
+        if "compare" in given and option not in ("compare", "across"):
+            fail(f"{_flag(option)}: {value}; --compare takes --across alone")
+        if "compare" not in given and option == "across":
+            fail(f"--across: {value}; it is for --compare")
+        if "compare" not in given and "results" in given and option not in about | {"results", "nfe"}:
+            fail(f"{_flag(option)}: {value}; with --results nothing is upscaled")
+    if "nfe" in given and "results" not in given:
+        fail(f"--nfe: {arguments.nfe}; it is for --results, otherwise --steps says it")
+
+
+def _compare(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    from backbones import evaluation
+
+    try:
+        print(evaluation.compare(arguments.compare, [] if arguments.across is None else arguments.across.split(",")))
+    except ValueError as error:
+        fail(f"--{error}")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+    seed, nfe = arguments.seed, arguments.nfe
+    for option, value in _DEFAULTS.items():
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, value)
+    if arguments.scale not in range(1, 65):
+        fail(f"--scale: {arguments.scale:g}; a whole number from 1 to 64 is needed")
+    if nfe is not None and nfe < 0:
+        fail(f"--nfe: {nfe}; a number from 0 is needed")
+    _check_seed(arguments.seed, fail)
+    _check_images("evaluate", fail)
+    solver = _solver(arguments, "evaluate", fail) if arguments.results is None else None
+    from tqdm import tqdm
+
+    import backbones
+    from backbones import evaluation
+
+    scale = int(arguments.scale)
+    border = scale if arguments.border is None else arguments.border
+    names = list(dict.fromkeys(["psnr", "ssim"] if arguments.metrics is None else arguments.metrics.split(",")))
+    device = "auto" if solver is None else str(solver.options.get("device", "auto"))
+    try:
+        evaluation.check_metrics(names)
+        pairs = evaluation.found(arguments.pairs, scale, arguments.crop, arguments.results)
+        evaluation.check_border(pairs, border)
+        if arguments.out is not None:
+            evaluation.check_out(arguments.out)
+        by = evaluation.metrics(names, border, backbones.device(device))
+    except ImportError as error:
+        fail(f"dosde evaluate {_NEEDS_IMAGES} ({error})")
+    except ValueError as error:
+        fail(f"--{error}")
+    except OSError as error:
+        fail(f"--pairs, --results: {error}")
+    one = len(pairs.hr) == 1
+    upscaled, about = None, dict[str, object](results=str(arguments.results))
+    if solver is not None:
+        backbone = _loaded(solver, "evaluate", one, fail)
+        upscaled, about = partial(solver.upscaled, backbone, progress=one), _about(solver, backbone, arguments.method)
+        seed, nfe = solver.seed, solver.steps
+    _warn_above_bars()
+
+    rows, failed, start = {}, {}, time.perf_counter()
+    widths = [max(map(len, ("picture", *pairs.hr))), *(max(10, len(name)) for name in names)]
+    print(evaluation.line(["picture", *names], widths))
+    for name in tqdm(pairs.hr, unit="picture", disable=one):
+        try:
+            rows[name] = evaluation.measured(pairs, name, by, upscaled)
+        except Exception as error:  # whatever is wrong with a picture costs that picture alone
+            failed[name] = _reason(error)
+            tqdm.write(f"failed  {name}: {failed[name]}", file=sys.stderr)
+        else:
+            tqdm.write(evaluation.line([name, *(f"{value:.4f}" for value in rows[name].values.values())], widths))
+    if rows:
+        print(evaluation.line(["mean", *(f"{value:.4f}" for value in evaluation.means(rows).values())], widths))
+    print(f"{len(rows)} measured, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
+    if arguments.out is not None:
+        made = evaluation.document(pairs, by, rows, failed, border=border, seed=seed, nfe=nfe, method=about)
+        try:
+            evaluation.write(arguments.out, made)
+        except OSError as error:
+            print(f"dosde evaluate: error: --out: {error}", file=sys.stderr)
+            return 1
+        print(f"wrote   {arguments.out}")
+    return 1 if failed else 0
+
+
+def _about(solver: _Solver, backbone: "Backbone", how: str | None) -> dict[str, object]:
+    """What upscales, for the record: of the weights the name, and what their file holds."""
+    given = dict(solver.options)
+    weights = given.pop("weights", None)
+    path = None if weights is None else Path(str(weights)).resolve()
+    digest = None
+    if path is not None and path.is_file():
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    usual = min(_default_order(solver.how or backbone.method), solver.steps)
+    return {
+        "backbone": solver.name,
+        "weights": None if path is None else path.name,
+        "sha256": digest,
+        "steps": solver.steps,
+        "order": usual if solver.order is None else solver.order,
+        "method": how or "that of the backbone",
+        "options": given,
+        "dosde": __version__,
+        "torch": torch.__version__,
+    }
 
 
 def _convert(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:

@@ -1,6 +1,7 @@
 """dosde train: configs, the same run on one process and two, killed and resumed, what goes wrong, and the ControlNet."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -337,6 +338,12 @@ def test_validation_and_bf16(tmp_path):
     assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "run" / "weights.safetensors").values())
 
 
+def test_a_validation_crop_too_small_to_measure_is_refused_before_the_run(tmp_path):
+    with pytest.raises(ValueError, match=r"^validation.crop: 16; 19 or more is needed, for SSIM without a border"):
+        train(tmp_path / "run", validation={"every": 2, "pictures": "procedural", "crop": 16})
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     written = []
 
@@ -364,11 +371,12 @@ def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
 
 
 def test_measures():
-    hr = torch.rand(1, 3, 40, 40)
-    off = hr + 0.1
-    off[..., :4, :] = 0  # the border is not looked at
+    """As dosde evaluate has them: of 8 bits, Y from 16 to 235, without a border."""
+    hr = torch.randint(0, 200, (1, 3, 40, 40)) / 255
+    off = hr + 20.3 / 255
+    off[..., :4, :] = 0
     psnr, ssim = loop.measured(off, hr, 4)
-    assert psnr == pytest.approx(20, abs=1e-4)
+    assert psnr == pytest.approx(20 * math.log10(255 / (219 * 20 / 255)), abs=1e-4)
     assert 0.9 < ssim < 1
 
 

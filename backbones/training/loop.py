@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import dosde
-from backbones import images
+from backbones import evaluation, images
 
 from . import checkpoints, degradation
 from .config import Config, Optimizer, difference, made_degradation, made_samples
@@ -379,6 +379,9 @@ def _validation_pictures(config: Config) -> dict[str, tuple[Tensor, Tensor]]:
         import skimage.metrics  # noqa: F401
     except ImportError:
         raise ValueError(f"validation.every: {own.every}; needs scikit-image, of the extra 'images'") from None
+    least = evaluation.WINDOW + 2 * config.data.scale
+    if own.crop < least:
+        raise ValueError(f"validation.crop: {own.crop}; {least} or more is needed, for SSIM without a border of data.scale")
     if own.pictures == "held_out":
         whole = held_out()
     elif own.pictures == "procedural":
@@ -408,7 +411,7 @@ def _validation_pictures(config: Config) -> dict[str, tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Row:
-    """A picture, upscaled in some steps, and how near it is: PSNR in dB and SSIM, of Y."""
+    """A picture, upscaled in some steps, and how near it is: PSNR in dB and SSIM, of Y without a border of data.scale."""
 
     name: str
     steps: int
@@ -438,12 +441,8 @@ def validated(
 
 
 def measured(picture: Tensor, hr: Tensor, border: int) -> tuple[float, float]:
-    """PSNR (dB) and SSIM of the brightness of (1, 3, height, width), without the border."""
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    one, other = (images.luma(p)[0, 0, border:-border, border:-border].double().numpy() for p in (picture, hr))
-    psnr = float(peak_signal_noise_ratio(other, one, data_range=1.0))
-    return psnr, float(structural_similarity(other, one, data_range=1.0))
+    """PSNR (dB) and SSIM of (1, 3, height, width) in [0, 1], as `dosde evaluate` has them."""
+    return evaluation.psnr(picture, hr, border), evaluation.ssim(picture, hr, border)
 
 
 # -- Logs ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,433 @@
+"""How near upscaled pictures are to the truth, measured as the field reports it; and results that may be compared, or not.
+
+    Y = 16 + 65.481 R + 128.553 G + 24.966 B,      R, G, B in {0, 1/255, ..., 1}
+    PSNR = 10 log10(255^2 / mean (Y - Y')^2)
+    SSIM = mean [(2 m m' + c1) (2 s'' + c2)] / [(m^2 + m'^2 + c1) (s + s' + c2)],    c1 = (0.01 255)^2,  c2 = (0.03 255)^2
+
+with Y the brightness of BT.601, from 16 to 235, not rounded, and a border cut off; m, m', s, s', s'' are the means, variances
+and covariance under a Gaussian window of std 1.5 and 11 x 11 pixels, where it lies within the picture (Wang et al. 2004).
+Other metrics are those of pyiqa, on R, G, B of the whole picture.
+
+A number without its protocol means little: `document` says what was measured and how, and `compare` refuses two that differ.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import images
+from .images import Array
+from .training import degradation
+
+PROTOCOL = ("scale", "border", "crop", "channel", "lr", "lr_sha256", "pictures", "metrics", "seed", "nfe")
+"""What two results must have in common to be compared."""
+
+_IQA = {"lpips": "lpips", "clipiqa": "clipiqa", "musiq": "musiq", "maniqa": "maniqa", "topiq": "topiq_nr"}
+_WITH_REFERENCE = ("lpips",)
+WINDOW = 11
+"""Pixels a side that SSIM needs."""
+
+METRICS = ("psnr", "ssim", *_IQA)
+
+_CHANNEL = "Y of BT.601, 16 to 235, of R, G, B rounded to 8 bits"
+_INFINITE = "inf"  # which JSON has no number for
+
+
+# -- Metrics ----------------------------------------------------------------------------------------------------------------
+
+
+def psnr(picture: Tensor, truth: Tensor, border: int) -> float:
+    """In dB, of Y; infinite for equal pictures.
+
+    picture, truth: (1, 1 or 3, height, width) in [0, 1]; they are rounded to 8 bits, and grey is three equal channels.
+    border: pixels cut off at each side. Errors: ValueError for other shapes, NaN, a border that leaves nothing.
+    """
+    from skimage.metrics import peak_signal_noise_ratio
+
+    one, other = _brightness(picture, truth, border, 1)
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(other, one, data_range=255))
+
+
+def ssim(picture: Tensor, truth: Tensor, border: int) -> float:
+    """Of Y, at most 1. Arguments and errors: those of `psnr`; 11 pixels a side must be left."""
+    from skimage.metrics import structural_similarity
+
+    one, other = _brightness(picture, truth, border, WINDOW)
+    return float(
+        structural_similarity(
+            other, one, data_range=255, gaussian_weights=True, sigma=1.5, win_size=WINDOW, use_sample_covariance=False
+        )
+    )
+
+
+def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tuple[Array, Array]:
+    """Y of both, (height, width) in float64."""
+    for name, x in (("picture", picture), ("truth", truth)):
+        if x.ndim != 4 or x.shape[0] != 1 or x.shape[1] not in (1, 3):
+            raise ValueError(f"{name}: shape {tuple(x.shape)}; (1, 1 or 3, height, width) is needed")
+    if picture.shape[-2:] != truth.shape[-2:]:
+        raise ValueError(f"picture: {_sides(picture)} pixels; {_sides(truth)}, as the truth has, are needed")
+    if border < 0 or min(truth.shape[-2:]) - 2 * border < least:
+        raise ValueError(f"border: {border}; {least} or more of {_sides(truth)} pixels must be left, each way")
+    inside = (slice(None), *(slice(border, side - border) for side in truth.shape[-2:]))
+    weights = np.array([65.481, 128.553, 24.966]) / 255
+    one, other = (16 + np.tensordot(weights, _bytes(x)[inside].astype(np.float64), 1) for x in (picture, truth))
+    return one, other
+
+
+def _bytes(picture: Tensor) -> Array:
+    """(1, 1 or 3, height, width) in [0, 1] as 8 bits, (3, height, width)."""
+    if not picture.isfinite().all():
+        raise ValueError("picture: holds NaN or infinity; numbers in [0, 1] are needed")
+    values = (picture[0].detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return values.expand(3, -1, -1).numpy()
+
+
+def _sides(picture: Tensor) -> str:
+    return f"{picture.shape[-1]}x{picture.shape[-2]}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """value(picture, truth), of (1, 3, height, width), 8 bits in [0, 1]; what it is, and by which version of what."""
+
+    value: Callable[[Tensor, Tensor], float]
+    text: str
+    lower_better: bool = False
+
+
+def metrics(names: Sequence[str], border: int, device: torch.device | str = "cpu") -> dict[str, Metric]:
+    """By name, of `METRICS`. border: of PSNR and SSIM. device: of the networks of pyiqa, which downloads their weights once.
+
+    Errors: ValueError for another name, and where pyiqa, or one of its metrics, cannot be loaded.
+    """
+    check_metrics(names)
+    by = f"on `channel` without the border, range 255; scikit-image {version('scikit-image')}"
+    own = {
+        "psnr": Metric(lambda picture, truth: psnr(picture, truth, border), f"dB, {by}"),
+        "ssim": Metric(lambda picture, truth: ssim(picture, truth, border), f"Gaussian window 11x11, std 1.5, {by}"),
+    }
+    return {name: own[name] if name in own else _iqa(name, device) for name in names}
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Errors: ValueError for none, or for one that is not of `METRICS`."""
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise ValueError(f"metrics: {', '.join(map(repr, unknown)) or 'none'}; of {', '.join(METRICS)}")
+
+
+def _iqa(name: str, device: torch.device | str) -> Metric:
+    try:
+        import pyiqa
+    except ImportError as error:
+        why = "" if error.name == "pyiqa" else f" ({error})"
+        needs = f"needs the extra 'iqa' (in the repository: pip install '.[iqa]'){why}"
+        raise ValueError(f"metrics: {name}; {needs}") from None
+    theirs, reference = _IQA[name], name in _WITH_REFERENCE
+    try:
+        network = pyiqa.create_metric(theirs, device=device)
+    except Exception as error:  # of a download, a cache, an older version
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"metrics: {name}; pyiqa cannot load its {theirs} ({why})") from error
+    lower = bool(network.lower_better)
+    kind = f"{'with' if reference else 'no'} reference, {'lower' if lower else 'higher'} is better"
+    text = f"{theirs}, on R, G, B with the border, {kind}; pyiqa {pyiqa.__version__}"
+    return Metric(lambda picture, truth: float(network(picture, truth) if reference else network(picture)), text, lower)
+
+
+# -- Pictures ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The files of each picture by its name; of one each it can be measured. lr, results: None where there is no folder."""
+
+    scale: int
+    crop: int | None
+    hr: Mapping[str, Sequence[Path]]
+    lr: Mapping[str, Sequence[Path]] | None
+    results: Mapping[str, Sequence[Path]] | None
+
+
+def found(folder: Path, scale: int, crop: int | None = None, results: Path | None = None) -> Pairs:
+    """The pictures of a folder, hr/ and perhaps lr/ in it, or of high resolution itself; and those that were made of them.
+
+    A picture of lr/ has the NAME of that of high resolution, NAMExSCALE or NAME_xSCALE, whatever its suffix; a result too, or
+    the name of that of lr/ and _xSCALE. crop: the side of a square in the middle of each, in pixels of high resolution.
+    Errors: ValueError for a folder that is missing or empty, and a crop that the scale does not divide; OSError.
+    """
+    if crop is not None and (crop < 1 or crop % scale):
+        raise ValueError(f"crop: {crop}; a multiple of the scale, {scale}, is needed")
+    if not folder.is_dir():
+        raise ValueError(f"pairs: {folder}; no such folder")
+    hr, lr = folder / "hr", folder / "lr"
+    if lr.is_dir() and not hr.is_dir():
+        raise ValueError(f"pairs: {folder}; it has lr/, and hr/ beside it is needed")
+    files = _by_stem("pairs", hr if hr.is_dir() else folder)
+    names = {name: [name, f"{name}x{scale}", f"{name}_x{scale}"] for name in files}
+    low = _matched(names, _by_stem("pairs", lr)) if lr.is_dir() else None
+    if results is None:
+        return Pairs(scale, crop, files, low, None)
+    names = {name: [*own, *(f"{one}_x{scale}" for one in own[1:])] for name, own in names.items()}
+    return Pairs(scale, crop, files, low, _matched(names, _by_stem("results", results)))
+
+
+def _matched(names: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
+    return {name: [path for one in own for path in files.get(one, ())] for name, own in names.items()}
+
+
+def _by_stem(name: str, folder: Path) -> dict[str, list[Path]]:
+    if not folder.is_dir():
+        raise ValueError(f"{name}: {folder}; no such folder")
+    files: dict[str, list[Path]] = {}
+    for path in images.listed(folder):
+        files.setdefault(path.stem, []).append(path)
+    if not files:
+        raise ValueError(f"{name}: {folder}; a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
+    return files
+
+
+def check_border(pairs: Pairs, border: int) -> None:
+    """Errors: ValueError for a border below 0, or one that leaves nothing of the largest picture."""
+    if pairs.crop is None:
+        sides = [
+            side // pairs.scale * pairs.scale for files in pairs.hr.values() for path in files for side in _least_side(path)
+        ]
+    else:
+        sides = [pairs.crop]
+    most = (max(sides, default=0) - 1) // 2
+    if border < 0 or 0 <= most < border:
+        raise ValueError(f"border: {border}; a number from 0{f' to {most}' if most >= 0 else ''} is needed, to leave something")
+
+
+def _least_side(path: Path) -> list[int]:
+    """By the header alone; none where it cannot be read, which is that picture's failure later."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path) as image:
+            return [min(image.size)]
+    except Exception:
+        return []
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a picture, and digests of its pixels of high resolution, and of low where they are given."""
+
+    values: Mapping[str, float]
+    hr: bytes
+    lr: bytes | None
+
+
+def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callable[[Tensor], Tensor] | None = None) -> Row:
+    """A picture by all metrics: the one in `results`, or what `upscaled` makes of the one of low resolution.
+
+    upscaled: (1, 1 or 3, height, width) to (1, 1 or 3, scale height, scale width), in [0, 1].
+    Errors: ValueError, OSError where a file is missing, ambiguous, broken or of another size; what `upscaled` raises.
+    """
+    scale, crop = pairs.scale, pairs.crop
+    whole = images.read(_only(pairs.hr[name], "of high resolution")).colour
+    height, width = (side // scale * scale for side in whole.shape[-2:])
+    least = crop or scale
+    if min(height, width) < least:
+        raise ValueError(f"it has {_sides(whole)} pixels; {least}x{least} or more are needed")
+    y, x = ((side - crop) // 2 // scale * scale if crop else 0 for side in (height, width))
+    bottom, right = (y + crop, x + crop) if crop else (height, width)
+    box = ..., slice(y, bottom), slice(x, right)
+    pixels = _bytes(whole[box])
+    truth = torch.from_numpy(pixels)[None].float() / 255
+
+    low = None
+    if pairs.lr is not None:
+        low = images.read(_only(pairs.lr[name], "of low resolution")).colour
+        if (low.shape[-2] * scale, low.shape[-1] * scale) != (height, width):
+            needed = f"{width // scale}x{height // scale}"
+            raise ValueError(f"of low resolution it has {_sides(low)} pixels; {needed}, of {_sides(whole)}, are needed")
+        low = low[..., y // scale : bottom // scale, x // scale : right // scale].contiguous()
+    if pairs.results is not None:
+        picture = images.read(_only(pairs.results[name], "among the results")).colour
+        if picture.shape[-2:] in (whole.shape[-2:], (height, width)):
+            picture = picture[box]
+        elif picture.shape[-2:] != truth.shape[-2:]:
+            raise ValueError(f"the result has {_sides(picture)} pixels; {width}x{height} are needed")
+    elif upscaled is not None:
+        made = low
+        if made is None:
+            made = degradation.degrade(truth[0], scale, 0, degradation.BICUBIC)[None, : whole.shape[1]]
+        picture = upscaled(made)
+    else:
+        raise ValueError("upscaled: None; what makes the pictures is needed, or results")
+    picture = torch.from_numpy(_bytes(picture))[None].float() / 255
+    values = {}
+    for key, metric in by.items():
+        values[key] = metric.value(picture, truth)
+        if math.isnan(values[key]):
+            raise ValueError(f"{key} is not a number")
+    given = None if low is None else (low * 65535).round().to(torch.int32).numpy()
+    return Row(values, _digest(name, pixels), None if given is None else _digest(name, given))
+
+
+def _only(files: Sequence[Path], where: str) -> Path:
+    if len(files) != 1:
+        held = f"{len(files)} pictures ({', '.join(path.name for path in files)})" if files else "no picture"
+        raise ValueError(f"{held} {where}; one is needed")
+    return files[0]
+
+
+def _digest(name: str, pixels: Array) -> bytes:
+    return hashlib.sha256(f"{name} {pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+# -- Results ----------------------------------------------------------------------------------------------------------------
+
+
+def document(
+    pairs: Pairs,
+    by: Mapping[str, Metric],
+    rows: Mapping[str, Row],
+    failed: Mapping[str, str],
+    *,
+    border: int,
+    seed: int | None,
+    nfe: int | None,
+    method: Mapping[str, object],
+) -> dict[str, Any]:
+    """What JSON can hold: protocol, method, means over the pictures that were measured, each picture, and why others failed.
+
+    An infinite value is the string "inf", and so is the mean of values of which one is infinite.
+    """
+    digests = [row.lr for _, row in sorted(rows.items()) if row.lr is not None]
+    protocol = {
+        "scale": pairs.scale,
+        "border": border,
+        "crop": pairs.crop,
+        "channel": _CHANNEL,
+        "lr": "antialiased bicubic, 8 bits" if pairs.lr is None else "given",
+        "lr_sha256": None if pairs.lr is None else hashlib.sha256(b"".join(digests)).hexdigest(),
+        "pictures": {
+            "count": len(rows),
+            "sha256": hashlib.sha256(b"".join(row.hr for _, row in sorted(rows.items()))).hexdigest(),
+        },
+        "metrics": {name: metric.text for name, metric in by.items()},
+        "seed": seed,
+        "nfe": nfe,
+    }
+    return {
+        "protocol": protocol,
+        "method": dict(method),
+        "lower_better": [name for name, metric in by.items() if metric.lower_better],
+        "mean": _plain(means(rows)),
+        "pictures": {name: _plain(row.values) for name, row in sorted(rows.items())},
+        "failed": dict(failed),
+    }
+
+
+def means(rows: Mapping[str, Row]) -> dict[str, float]:
+    """By metric; none where there is no row."""
+    names = next(iter(rows.values())).values if rows else ()
+    return {name: fmean(row.values[name] for row in rows.values()) for name in names}
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: _INFINITE if value == math.inf else value for name, value in values.items()}
+
+
+def check_out(path: Path) -> None:
+    """Errors: ValueError where `write` could not write."""
+    if path.is_dir():
+        raise ValueError(f"out: {path}; it is a folder, and a file is needed")
+    if path.suffix.lower() in images.SUFFIXES:  # one of those that are measured, or somebody's
+        raise ValueError(f"out: {path}; it is called as a picture, and a name such as {path.stem}.json is needed")
+    try:
+        _part(path).touch()
+        _part(path).unlink()
+    except OSError as error:
+        raise ValueError(f"out: {path}; {error.strerror}: a file in a folder that can be written to is needed") from None
+
+
+def write(path: Path, made: Mapping[str, Any]) -> None:
+    """A `document` as JSON: to a hidden file beside it, then moved into place. Errors: OSError."""
+    try:
+        _part(path).write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(_part(path), path)
+    finally:
+        _part(path).unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:
+    """A table of the means in files that `write` wrote, the best of each column with a star.
+
+    across: keys of the protocol that may differ; plain ones get a column.
+    Errors: ValueError for an unknown key, a file that is none of these, and the first key of the protocol that differs.
+    """
+    for key in across:
+        if key not in PROTOCOL:
+            raise ValueError(f"across: {key!r}; of {', '.join(PROTOCOL)}")
+    made = {str(path): _read(path) for path in paths}
+    protocols = {path: one["protocol"] for path, one in made.items()}
+    (first, wanted), *others = protocols.items()
+    for key in (key for key in PROTOCOL if key not in across):
+        for path, other in others:
+            if wanted[key] != other[key]:
+                one, two = (json.dumps(_differing(a[key], b[key])) for a, b in ((wanted, other), (other, wanted)))
+                said = f"{one} in {first} and {two} in {path}"
+                raise ValueError(f"compare: the protocols differ in {key}: {said}; the same is needed, or --across {key}")
+    shown = [key for key in PROTOCOL if key in across and not isinstance(wanted[key], dict)]
+    mean = {path: {name: float(value) for name, value in one["mean"].items()} for path, one in made.items()}
+    names = list(dict.fromkeys(name for values in mean.values() for name in values))
+    lower = {name for one in made.values() for name in one["lower_better"]}
+    best = {name: (min if name in lower else max)(values[name] for values in mean.values() if name in values) for name in names}
+    rows = [
+        [path, *("-" if protocols[path][key] is None else str(protocols[path][key]) for key in shown)]
+        + [f"{values[name]:.4f}{'*' if values[name] == best[name] else ' '}" if name in values else "- " for name in names]
+        for path, values in mean.items()
+    ]
+    header = ["file", *shown, *(f"{name} " for name in names)]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    note = f"* best{''.join(f'; of {name} the least' for name in names if name in lower)}"
+    return "\n".join([*(line(cells, widths) for cells in (header, *rows)), note])
+
+
+def line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Of a table: the first cell to the left, the others to the right."""
+    first, *rest = (f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+    return "  ".join([first, *rest]).rstrip()
+
+
+def _differing(value: object, other: object) -> object:
+    """Of two tables, the entries that the other has not."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return {key: entry for key, entry in value.items() if key not in other or other[key] != entry}
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        held: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no JSON"
+        raise ValueError(f"compare: {path}; {why}; a file that `dosde evaluate -o` wrote is needed") from None
+    match held:
+        case {"protocol": dict() as protocol, "mean": dict() as mean, "lower_better": list()}:
+            known = all(key in protocol for key in PROTOCOL)
+            if known and all(value == _INFINITE or isinstance(value, int | float) for value in mean.values()):
+                return dict(held)
+    raise ValueError(f"compare: {path}; it holds something else; a file that `dosde evaluate -o` wrote is needed")
