@@ -300,6 +300,14 @@ def test_the_held_out_pictures_are_never_trained_on(tmp_path, monkeypatch):
         assert 0 <= float(picture.min()) < float(picture.max()) <= 1
 
 
+def test_bundled_has_the_ones_that_are_named():
+    assert set(Bundled(64, names=["coins", "rocket"]).names) == {"coins", "rocket"}
+    with pytest.raises(ValueError, match=r"names: 'chelsea'; one of astronaut, .*flower$"):
+        Bundled(64, names=["chelsea"])
+    with pytest.raises(ValueError, match="crop: 400"):
+        Bundled(400, names=["coins"])
+
+
 def test_bundled_has_all_that_are_large_enough():
     assert len(Bundled(128).names) >= 15
     assert set(Bundled(384).names) < set(Bundled(128).names)

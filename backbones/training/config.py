@@ -55,6 +55,8 @@ class SourceOfPictures:
     kind: str = _choice(dataclasses.MISSING, "folder", "bundled", "procedural")
     path: str = ""
     """Of a folder."""
+    names: tuple[str, ...] = ()
+    """Of bundled: which pictures; default: all."""
     weight: float = _above(1.0)
     """Share of the samples, relative to other sources."""
     small: str = _choice("refuse", "refuse", "skip")
@@ -268,6 +270,8 @@ def _check(config: Config) -> None:
         if (source.kind == "folder") != bool(source.path):
             legal = "the name of a folder" if source.kind == "folder" else "nothing, which only kind = 'folder' has,"
             raise ValueError(f"data.sources[{i}].path: {source.path!r}; {legal} is needed")
+        if source.names and source.kind != "bundled":
+            raise ValueError(f"data.sources[{i}].names: {list(source.names)!r}; nothing, which only kind = 'bundled' has, is needed")
     if config.batch % config.accumulate:
         raise ValueError(f"accumulate: {config.accumulate}; a divisor of batch, {config.batch}, is needed")
     if config.optimizer.warmup > config.steps:
@@ -360,7 +364,7 @@ def made_samples(config: Data, seed: int) -> Samples:
             if one.kind == "folder":
                 source = Folder(one.path, config.crop, one.small, config.shrink)
             elif one.kind == "bundled":
-                source = Bundled(config.crop, shrink=config.shrink)
+                source = Bundled(config.crop, shrink=config.shrink, names=one.names)
             else:
                 source = Procedural(config.crop, config.length)
         except ValueError as error:

@@ -191,13 +191,21 @@ class Folder:
 class Bundled:
     """scikit-image's pictures and, where it is installed, scikit-learn's `flower`, cropped, mirrored and turned at random.
 
-    They are `TRAINED`, without those smaller than the crop; `names` are those left. An epoch has `repeat` crops of each.
-    shrink: see `cropped`.
+    They are `TRAINED`, or `names` of them, without those smaller than the crop. An epoch has `repeat` crops of each.
+    shrink: see `cropped`. Errors: ValueError for a name that is none of them, and where none is left.
     """
 
-    def __init__(self, crop: int, repeat: int = 1, shrink: float = 1.0) -> None:
+    def __init__(self, crop: int, repeat: int = 1, shrink: float = 1.0, names: Sequence[str] = ()) -> None:
         self.crop, self.repeat, self.shrink = _positive("crop", crop), _positive("repeat", repeat), _shrink(shrink)
-        pictures = {name: colour for name, colour in _bundled(TRAINED).items() if min(colour.shape[-2:]) >= crop}
+        every = [Path(file).stem for files in TRAINED.values() for file in files]
+        for name in names:
+            if name not in every:
+                raise ValueError(f"names: {name!r}; one of {', '.join(every)}")
+        pictures = {
+            name: colour
+            for name, colour in _bundled(TRAINED).items()
+            if min(colour.shape[-2:]) >= crop and (not names or name in names)
+        }
         if not pictures:
             raise ValueError(f"crop: {crop}; no bundled picture is as large (scikit-image, of the extra `images`, brings them)")
         self.names, self._pictures = list(pictures), list(pictures.values())
