@@ -1,6 +1,6 @@
 # make demo   upscale the bundled photograph (sets up .venv first)
 # make test   all tests            make lint   ruff and mypy
-# make docs   API pages in site/   make bench  the tables and plots of docs/ (an hour)
+# make docs   API pages in site/   make bench  the tables and plots of docs/ (three hours)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,7 @@ docs: $(VENV)/.dev
 	$(BIN)/pdoc --math --no-show-source -o site dosde backbones
 
 bench: $(VENV)/.dev
+	$(PIP) -e ".[train]"
 	$(BIN)/python benchmarks/convergence.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/interop.py
@@ -35,6 +36,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/pipeline.py --dtype float32,bfloat16 --repeats 3  # full size: half an hour, 13 GB
 	$(BIN)/python benchmarks/pipeline_memory.py
 	$(BIN)/python benchmarks/degradation.py
+	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/paper_tables.py --train  # two hours
+	$(BIN)/python benchmarks/paper_tables.py
 
 # One stamp an extra: set up once, and again when what is installed changes.
 $(VENV)/.%: pyproject.toml constraints.txt

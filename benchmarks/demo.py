@@ -63,7 +63,7 @@ def main() -> None:
     }
     side_by_side(parts, out / "side_by_side.png")
 
-    print(f"{size[0] // SCALE}x{size[1] // SCALE} -> {size[0]}x{size[1]}, by the network that ships, which never saw this photograph.")
+    print(f"{size[0] // SCALE}x{size[1] // SCALE} -> {size[0]}x{size[1]}, by the network that ships, which never saw this cat.")
     print("One call gives the mean of what the picture could be, nearest to the original and smooth; five give one of them,")
     print("with its detail, which is not that of the original: so its PSNR is lower.")
     print(f"{'':26}{'model calls':>12}{'seconds':>9}{'PSNR dB':>9}{'SSIM':>8}")

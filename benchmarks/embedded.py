@@ -9,8 +9,11 @@ With --weights, of another file of the same kind: prints only.
 
 import argparse
 import functools
+import json
 import math
+import os
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,10 +54,7 @@ def rows(backbone: embedded.Embedded) -> dict[str, Upscale]:
     return {
         "bicubic": bicubic,
         **usual,
-        "5 calls, few_step": functools.partial(upscale, steps=5, **few),
-        "5 calls, Solver-3 uniform in t": functools.partial(
-            upscale, steps=5, order=3, method=dosde.method.dos, grid=dosde.grid.uniform
-        ),
+        **{f"{n} calls, few_step": functools.partial(upscale, steps=n, **few) for n in (3, 5, 10)},
     }
 
 
@@ -138,6 +138,33 @@ def goals(numbers: dict[str, Any]) -> str:
 _ASKED = ("psnr", "ssim", "spectrum")
 
 
+def cost(numbers: dict[str, Any]) -> str:
+    """One line."""
+    c = numbers["cost"]
+    minutes, side = c["steps"] * c["seconds_a_step"] / 60, c["crop"]
+    return (
+        f"{c['steps']} steps of {c['batch']} crops of {side}x{side} in {c['precision']} took {minutes:.0f} minutes on "
+        f"{c['cores']} cores ({c['seconds_a_step']:.2f} s a step, other work beside it), seed {c['seed']}."
+    )
+
+
+def trained() -> dict[str, Any]:
+    """What the training took, by its log, or as it was written down last."""
+    config = tomllib.loads((ROOT / "configs" / "embedded.toml").read_text())
+    log = ROOT / config["out"] / "log.jsonl"
+    if not log.is_file():
+        kept: dict[str, Any] = report.load("embedded")["cost"]
+        return kept
+    last = json.loads(log.read_text().splitlines()[-1])
+    data = {
+        "batch": config["batch"],
+        "crop": config["data"]["crop"],
+        "precision": config["precision"],
+        "seed": config.get("seed", 0),
+    }
+    return {"steps": last["step"], "seconds_a_step": last["seconds_a_step"], "cores": os.cpu_count(), **data}
+
+
 def plot(spectra: dict[str, tuple[Any, Any]], path: Path) -> None:
     """Mean power over frequency."""
     import matplotlib
@@ -177,7 +204,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="default: the file that ships")
     given = parser.parse_args().weights
     backbone = embedded.load(*([] if given is None else [given]), device="cpu")
-    every, numbers = pairs(), {"rows": {}, "seconds": seconds(backbone)}
+    every, numbers = pairs(), dict[str, Any](rows={}, seconds=seconds(backbone))
     shown: dict[str, dict[str, Tensor]] = {name: {} for name in every}
     for label, upscale in rows(backbone).items():
         values: dict[str, dict[str, float]] = {}
@@ -193,13 +220,16 @@ def main() -> None:
     print(f"\nmeans of the colours are off by at most {drift:.2f} of 255; about: {dict(backbone.about)}")
     if given is not None:
         return
-    numbers["about"] = dict(backbone.about)
+    numbers["cost"] = trained()
     report.save("embedded", numbers)
-    for name, inside in (("embedded", table(numbers)), ("embedded_goals", goals(numbers))):
+    for name, inside in (("embedded", table(numbers)), ("embedded_goals", goals(numbers)), ("embedded_cost", cost(numbers))):
         report.insert(ROOT / "docs" / "embedded.md", name, inside)
     names = ("original", "bicubic", "1 call", "5 calls")
     spectra = {name: [realism.radial(pictures[name]) for pictures in shown.values()] for name in names}
-    plot({name: (each[0][0], np.mean([power for _, power in each], 0)) for name, each in spectra.items()}, ROOT / "docs" / "embedded.png")
+    plot(
+        {name: (each[0][0], np.mean([power for _, power in each], 0)) for name, each in spectra.items()},
+        ROOT / "docs" / "embedded.png",
+    )
     sheet(shown, ("bicubic", "1 call", "5 calls", "original")).save(ROOT / "docs" / "embedded.jpg", quality=90)
 
 

@@ -14,7 +14,7 @@ from backbones.training import tasks
 from dosde import cold
 
 STD = 1.75
-"""Pixels: `cold.blur` of this std is nearest to what 4x bicubic downsampling and upscaling makes (tests/test_paper_tables.py)."""
+"""Pixels: `cold.blur` of this std is nearest to what 4x bicubic resizing down and up makes (tests/test_paper_tables.py)."""
 
 
 class Velocity(Network):

@@ -1,11 +1,11 @@
 """The ablations of the DoSSR paper on one small network: what is diffused, from where, by which solver, in how many calls.
 
-    python benchmarks/paper_tables.py --train [NAME ...]   # the networks of configs/paper, about 15 minutes each on two cores; resumes
+    python benchmarks/paper_tables.py --train [NAME ...]   # the networks of configs/paper, minutes each on two cores; resumes
     python benchmarks/paper_tables.py                      # the tables
 
 Each network has the same size, data, number of steps and seed, and is trained by the objective of the released code with
 squares for magnitudes: the error of x0 at times uniform in t. On the held-out photographs PSNR and SSIM (Y) say how near a
-result is, `texture` and `spectrum` (`realism`) how much it looks like photographs where the low-resolution picture knows nothing.
+result is, `texture` and `spectrum` (`realism`) how much it looks like photographs where the low-resolution picture ends.
 The paper judges by no-reference metrics of large networks; an order of its rows by MUSIQ is compared with ours by texture.
 
 Writes benchmarks/results/paper_tables.json, docs/paper_tables.png and the tables of docs/paper_tables.md.
@@ -318,7 +318,9 @@ def verdict(key: str, rows: list[dict[str, Any]]) -> str:
         return f"The paper's order holds here ({said})."
     named = "; ".join(f"{table.rows[a].name} {texture[a]:.3f}, {table.rows[b].name} {texture[b]:.3f}" for a, b in broken)
     held = len(table.worse_than) - len(broken)
-    return f"The paper's order ({said}) holds in {held} of {len(table.worse_than)} places, not in: {named}. {table.why}".rstrip()
+    return (
+        f"The paper's order ({said}) holds in {held} of {len(table.worse_than)} places, not in: {named}. {table.why}".rstrip()
+    )
 
 
 def text(key: str, rows: list[dict[str, Any]]) -> str:
@@ -376,7 +378,7 @@ def main() -> None:
         train(arguments.train or list(NAMES))
         return
     nets, every = networks(), pairs()
-    tables = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
     for key, table in TABLES.items():
         tables[key] = []
         for row in table.rows:

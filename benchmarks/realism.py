@@ -55,10 +55,12 @@ def _projected(picture: Tensor, scale: int) -> Tensor:
     passed = ((rho * 2 * scale - 0.75) * 2).clamp(0, 1)  # from 3/4 to 5/4 of the Nyquist frequency
     high = torch.fft.ifft2(torch.fft.fft2(wide) * passed).real[:h, :w]
     patches = high.unfold(0, _PATCH, 2).unfold(1, _PATCH, 2).reshape(-1, _PATCH**2)
-    return (_directions() @ patches.mT).sort(-1).values
+    projected: Tensor = _directions() @ patches.mT
+    return projected.sort(-1).values
 
 
 @functools.cache
 def _directions() -> Tensor:
     p = torch.randn(_DIRECTIONS, _PATCH**2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    return p / p.norm(dim=1, keepdim=True)
+    unit: Tensor = p / p.norm(dim=1, keepdim=True)
+    return unit

@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from . import __version__, method
+from . import __version__, method, presets
 from .solve import _default_order, plan
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
     "ode": (method.ode, None),
     "resshift": (method.resshift, 1),
 }
+_FEW_STEP = "few_step"  # presets.few_step: the method and the times follow from the backbone's residual scale
 _NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
 _NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
 _NEEDS_TRAIN = "dosde train needs the extra 'train' (in the repository: pip install '.[train]')"
@@ -154,9 +155,9 @@ def _add_solver(add: Callable[..., object]) -> None:
     add("--scale", type=float, default=_DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
     add("--steps", type=int, default=_DEFAULTS["steps"], help="model calls a picture (default: 5)")
     add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
-    add("--method", choices=METHODS, help="solver (default: the backbone's)")
+    add("--method", choices=[*METHODS, _FEW_STEP], help="solver (default: the backbone's)")
     add("--seed", type=int, default=_DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
-    add("--backbone", metavar="NAME", help="the model: gaussian, embedded or sd21 (default: gaussian, sd21 with --weights)")
+    add("--backbone", metavar="NAME", help="the model: embedded, gaussian or sd21 (default: embedded, sd21 with --weights)")
 
 
 def _add_backbones(parser: argparse.ArgumentParser) -> None:
@@ -220,7 +221,7 @@ class _Solver:
     scale: float
     steps: int
     order: int | None
-    how: method.Method | None
+    how: str | None
     seed: int
     name: str
     options: dict[str, object]
@@ -229,14 +230,21 @@ class _Solver:
         """Each picture has the noise of the seed afresh."""
         from backbones import upscale
 
-        how = self.how or backbone.method
         noise = torch.Generator().manual_seed(self.seed)
-        return upscale(backbone, picture, self.scale, self.steps, self.order, noise=noise, method=how, progress=progress)
+        how = self.on(backbone)
+        return upscale(backbone, picture, self.scale, self.steps, self.order, noise=noise, progress=progress, **how)
+
+    def on(self, backbone: "Backbone") -> dict[str, Any]:
+        """Method and grid."""
+        if self.how == _FEW_STEP and backbone.residual_scale is not None:
+            return presets.few_step(backbone.residual_scale)
+        how = METHODS[self.how][0] if self.how in METHODS else backbone.method
+        return {"method": how, "grid": backbone.grid}
 
 
 def _solver(arguments: argparse.Namespace, command: str, fail: Callable[[str], NoReturn]) -> _Solver:
     """Checked as far as it can be before anything loads."""
-    how, most = METHODS.get(arguments.method, (None, None))
+    how, (_, most) = arguments.method, METHODS.get(arguments.method, (None, None))
     steps, limit = arguments.steps, arguments.steps if most is None else min(most, arguments.steps)
     order = arguments.order
     if order is None and how is not None:
@@ -246,7 +254,7 @@ def _solver(arguments: argparse.Namespace, command: str, fail: Callable[[str], N
     if steps < 1:
         fail(f"--steps: {steps}; a positive number is needed")
     if order is not None and not 1 <= order <= limit:
-        chosen = "" if how is None else f"--method {arguments.method} "
+        chosen = "" if how is None else f"--method {how} "
         fail(f"--order: {order}; 1 to {limit} is needed with {chosen}--steps {steps}")
     _check_seed(arguments.seed, fail)
     _check_images(command, fail)
@@ -283,8 +291,10 @@ def _loaded(solver: _Solver, command: str, one: bool, fail: Callable[[str], NoRe
         fail(f"--{argument.replace('_', '-')}:{rest}")
     if solver.scale < backbone.least_scale:
         fail(f"--scale: {solver.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {solver.name}")
+    if solver.how == _FEW_STEP and backbone.residual_scale is None:
+        fail(f"--method: {_FEW_STEP}; a backbone that knows its residual scale is needed, and {solver.name} does not")
     try:
-        plan(backbone.process, solver.steps, solver.order, method=solver.how or backbone.method, grid=backbone.grid)
+        plan(backbone.process, solver.steps, solver.order, **solver.on(backbone))
     except ValueError as error:
         argument, _, rest = str(error).partition(":")
         fail(f"--{argument}:{rest}" if argument in ("order", "steps", "method") else str(error))
@@ -297,7 +307,7 @@ def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     given = {option: value for option in every if (value := getattr(arguments, option, None)) is not None}
     if given.get("tile") == "none":
         given["tile"] = None
-    name = arguments.backbone or ("sd21" if "weights" in given else "gaussian")
+    name = arguments.backbone or ("sd21" if "weights" in given else "embedded")
     for option in given:
         if option not in _OPTIONS.get(name, ()):
             having = " or ".join(other for other, options in _OPTIONS.items() if option in options)
@@ -494,7 +504,7 @@ def _measure(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     upscaled, about = None, dict[str, object](results=str(arguments.results))
     if solver is not None:
         backbone = _loaded(solver, "evaluate", one, fail)
-        upscaled, about = partial(solver.upscaled, backbone, progress=one), _about(solver, backbone, arguments.method)
+        upscaled, about = partial(solver.upscaled, backbone, progress=one), _about(solver, backbone)
         seed, nfe = solver.seed, solver.steps
     _warn_above_bars()
 
@@ -523,23 +533,25 @@ def _measure(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     return 1 if failed else 0
 
 
-def _about(solver: _Solver, backbone: "Backbone", how: str | None) -> dict[str, object]:
+def _about(solver: _Solver, backbone: "Backbone") -> dict[str, object]:
     """What upscales, for the record: of the weights the name, and what their file holds."""
+    from backbones import embedded
+
     given = dict(solver.options)
-    weights = given.pop("weights", None)
+    weights = given.pop("weights", embedded.WEIGHTS if solver.name == "embedded" else None)
     path = None if weights is None else Path(str(weights)).resolve()
     digest = None
     if path is not None and path.is_file():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    usual = min(_default_order(solver.how or backbone.method), solver.steps)
+    usual = min(_default_order(solver.on(backbone)["method"]), solver.steps)
     return {
         "backbone": solver.name,
         "weights": None if path is None else path.name,
         "sha256": digest,
         "steps": solver.steps,
         "order": usual if solver.order is None else solver.order,
-        "method": how or "that of the backbone",
+        "method": solver.how or "that of the backbone",
         "options": given,
         "dosde": __version__,
         "torch": torch.__version__,

@@ -6,9 +6,11 @@ from pathlib import Path
 import ablation
 import convergence
 import degradation
+import embedded
 import few_step
 import interop
 import overhead
+import paper_tables
 import pipeline_memory
 import pytest
 import report
@@ -60,6 +62,12 @@ def test_tables_are_what_the_benchmarks_wrote():
     held, document = report.load("pipeline_memory"), (ROOT / "docs" / "benchmarks.md").read_text()
     assert report.between(document, "pipeline_memory")[1].strip() == pipeline_memory.table(held["rows"])
     assert report.between(document, "pipeline_stages")[1].strip() == pipeline_memory.stage_table(held["stages"])
+    numbers, document = report.load("embedded"), (ROOT / "docs" / "embedded.md").read_text()
+    assert report.between(document, "embedded")[1].strip() == embedded.table(numbers)
+    assert report.between(document, "embedded_goals")[1].strip() == embedded.goals(numbers)
+    assert report.between(document, "embedded_cost")[1].strip() == embedded.cost(numbers)
+    numbers, document = report.load("paper_tables"), (ROOT / "docs" / "paper_tables.md").read_text()
+    assert report.between(document, "paper_tables")[1].strip() == paper_tables.document(numbers)
     numbers, document = report.load("interop"), (ROOT / "docs" / "interop.md").read_text()
     assert report.between(document, "interop")[1].strip() == interop.table(numbers["steps"], numbers["rows"])
 

@@ -1,20 +1,25 @@
-"""The network that the repository trains, its file and its backbone. No trained weights here: random ones, and small."""
+"""The network that the repository trains, its file and its backbone: with small random weights, and what ships."""
 
 import copy
 import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import realism
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import backbones
 import dosde
-from backbones import files
-from backbones.embedded import Config, Embedded, Network, ProcessConfig, load, save, source
+from backbones import evaluation, files, images
+from backbones.embedded import WEIGHTS, Config, Embedded, Network, ProcessConfig, load, save, source
+from backbones.training import degradation
+from backbones.training.data import HELD_OUT, held_out
 from dosde.cli import main
 
 SMALL = Config(widths=(8, 12), blocks=(1, 1), embedding=16)
@@ -174,13 +179,13 @@ def test_the_same_seed_gives_the_same_picture_and_another_another(weights):
     assert not torch.allclose(one, other, atol=1e-3)
 
 
-def test_one_step_is_the_mean_and_several_are_the_preset(weights):
+def test_one_step_is_the_mean_and_several_are_the_paper_s(weights):
     backbone, picture = load(weights), torch.rand(1, 3, 8, 8)
     x_hat0, conditioning = backbone.encode(picture, 4)
     mean = backbone.decode(backbone.network(x_hat0, x_hat0, backbone.process.t1), conditioning)
     assert torch.allclose(backbones.upscale(backbone, picture, 4, 1), mean, atol=1e-6)
     usual = dosde.plan(backbone.process, 5, method=backbone.method, grid=backbone.grid)
-    assert usual == dosde.plan(backbone.process, 5, 3, **dosde.presets.few_step(backbone.network.config.scale))
+    assert usual == dosde.plan(backbone.process, 5, 3)
 
 
 def test_every_backbone_has_a_default_method():
@@ -191,6 +196,53 @@ def test_every_backbone_has_a_default_method():
         for how in ({}, {"method": dosde.method.dos, "order": 3})
     ]
     assert torch.equal(*results)
+
+
+def test_few_step_needs_no_number():
+    """Of a backbone that knows its residual scale; and the command line's few_step is that preset."""
+    assert backbones.load("gaussian").residual_scale is None
+    backbone, picture = backbones.load("embedded"), torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert backbone.residual_scale == backbone.network.config.scale
+    few = dosde.presets.few_step(backbone.residual_scale)
+    results = [backbones.upscale(backbone, picture, 4, 4, noise=torch.Generator().manual_seed(0), **how) for how in ({}, few)]
+    assert not torch.allclose(*results, atol=1e-2)
+
+
+def test_other_scales_are_made_from_four_times(weights):
+    backbone, picture = load(weights), torch.rand(1, 3, 9, 7)
+    four = backbones.upscale(backbone, picture, 4, 2, noise=torch.Generator().manual_seed(0))
+    for scale, size in ((2, (18, 14)), (1, (9, 7)), (6.5, (58, 46))):
+        other = backbones.upscale(backbone, picture, scale, 2, noise=torch.Generator().manual_seed(0))
+        assert torch.equal(other, images.resized(four, size))
+
+
+# -- What ships -----------------------------------------------------------------------------------------------------
+
+
+def test_what_ships_is_small_and_says_what_it_is():
+    assert WEIGHTS.stat().st_size < 8e6
+    backbone = backbones.load("embedded", device="cpu")
+    assert sum(p.numel() for p in backbone.network.parameters()) <= 3e6
+    made = json.loads(backbone.about["config"])
+    wanted = tomllib.loads((Path(__file__).parents[1] / "configs" / "embedded.toml").read_text())
+    assert made["data"]["sources"][0]["names"] == wanted["data"]["sources"][0]["names"]
+    assert int(backbone.about["step"]) == wanted["steps"]
+    trained = {name for one in made["data"]["sources"] for name in one["names"]}
+    assert not trained & {Path(file).stem for files in HELD_OUT.values() for file in files}
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coffee"])
+def test_what_ships_beats_bicubic_in_the_mean_and_has_detail_in_a_sample(name):
+    """On what it never saw. benchmarks/embedded.py has the numbers."""
+    hr = held_out()[name][None, :, 40:200, 100:260]
+    lr = degradation.apply(hr[0], degradation.sample(degradation.BICUBIC, np.random.default_rng(0)))[None]
+    bicubic = (source(lr, hr.shape[-2:]) + 1) / 2
+    backbone = backbones.load("embedded", device="cpu")
+    mean, sample = (backbones.upscale(backbone, lr, 4, n, noise=torch.Generator().manual_seed(0)) for n in (1, 5))
+    assert evaluation.psnr(mean, hr, 4) > evaluation.psnr(bicubic, hr, 4) + 0.4
+    assert evaluation.ssim(mean, hr, 4) > evaluation.ssim(bicubic, hr, 4)
+    assert realism.spectrum_error(sample, hr, 4) < 0.5 * realism.spectrum_error(bicubic, hr, 4)
+    assert float((mean.mean((-2, -1)) - hr.mean((-2, -1))).abs().max()) < 1 / 255  # no drift of colours
 
 
 # -- The file -----------------------------------------------------------------------------------------------------
@@ -350,7 +402,6 @@ def test_upscale(weights, tmp_path, mode):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--weights: none; no trained weights of the backbone embedded are shipped yet, a file is needed"),
         (["--weights", "missing.safetensors"], "--weights: missing.safetensors; no such file"),
         (["--prompt", "a"], "--prompt: needs --backbone sd21, and the backbone is embedded"),
         (["--weights", "WEIGHTS", "--tile", "100"], "--tile: 100; a multiple of 8 above"),

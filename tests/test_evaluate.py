@@ -271,7 +271,16 @@ def test_the_backbone_itself_and_the_files_that_upscale_wrote_give_the_same_numb
     assert one["protocol"] == other["protocol"]
     assert (one["pictures"], one["mean"]) == (other["pictures"], other["mean"])
     assert 10 < one["mean"]["psnr"] < 40
-    method = {"backbone": "gaussian", "weights": None, "sha256": None, "steps": 3, "order": 2, "method": "adams", "options": {}}
+    digest = hashlib.sha256(embedded.WEIGHTS.read_bytes()).hexdigest()
+    method = {
+        "backbone": "embedded",
+        "weights": "weights.safetensors",
+        "sha256": digest,
+        "steps": 3,
+        "order": 2,
+        "method": "adams",
+        "options": {},
+    }
     assert {key: value for key, value in one["method"].items() if key not in ("dosde", "torch")} == method
     assert other["method"] == {"results": str(tmp_path / "larger")}
     assert evaluation.compare([tmp_path / "one.json", tmp_path / "other.json"]).count("*") == 5
@@ -299,7 +308,7 @@ def test_what_is_written_and_printed(pair, tmp_path, capsys):
     # The same by hand: border and noise are what the protocol says.
     picture = images.read(pair / "hr" / "a.png").colour
     low = degradation.degrade(picture[0], 4, 0, degradation.BICUBIC)[None]
-    expected = evaluation.psnr(upscale(load("gaussian"), low, 4, 2, noise=torch.Generator().manual_seed(3)), picture, 2)
+    expected = evaluation.psnr(upscale(load("embedded"), low, 4, 2, noise=torch.Generator().manual_seed(3)), picture, 2)
     assert made["pictures"]["a"]["psnr"] == pytest.approx(expected, abs=1e-9)
 
 
@@ -402,8 +411,11 @@ def test_nan_is_a_failure_not_a_number(pair):
         (["--pairs", "pair", "--steps", "0"], "--steps: 0; a positive number is needed"),
         (["--pairs", "pair", "--order", "6"], "--order: 6; 1 to 5 is needed with --steps 5"),
         (["--pairs", "pair", "--seed", "-1"], "--seed: -1; a number from 0"),
-        (["--pairs", "pair", "--backbone", "sd"], "--backbone: 'sd'; one of gaussian, embedded, sd21"),
-        (["--pairs", "pair", "--tile", "64"], "--tile: needs --backbone embedded or sd21, and the backbone is gaussian"),
+        (["--pairs", "pair", "--backbone", "sd"], "--backbone: 'sd'; one of embedded, gaussian, sd21"),
+        (
+            ["--pairs", "pair", "--backbone", "gaussian", "--tile", "64"],
+            "--tile: needs --backbone embedded or sd21, and the backbone is gaussian",
+        ),
         (
             ["--pairs", "pair", "--weights", "no.safetensors", "--backbone", "embedded"],
             "--weights: no.safetensors; no such file",

@@ -75,7 +75,9 @@ def test_cold_diffusion_learns_from_blurred_pictures(small):
     assert isinstance(task, paper_networks.Cold)
     hr, part = torch.rand(2, 3, 16, 16), torch.tensor([0.0, 0.75]).double()
     losses = task.losses(lambda x, x_hat0, t: x, {"hr": hr, "lr": hr[..., ::4, ::4], "part": part, "noise0": hr})
-    expected = [((cold.blur(1.75)(x[None], torch.tensor(t)) - x) * 2).square().mean() for x, t in zip(hr, (1.0, 0.25), strict=True)]
+    expected = [
+        ((cold.blur(1.75)(x[None], torch.tensor(t)) - x) * 2).square().mean() for x, t in zip(hr, (1.0, 0.25), strict=True)
+    ]
     assert losses.tolist() == pytest.approx([float(e) for e in expected], rel=1e-4)
 
 

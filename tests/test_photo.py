@@ -123,5 +123,5 @@ def test_a_flat_picture_stays_flat():
 def test_errors(picture, scale, message):
     with pytest.raises(ValueError, match=message):
         backbones.upscale(backbones.load("gaussian"), picture, scale)
-    with pytest.raises(ValueError, match=r"backbone: 'sd'; one of gaussian"):
+    with pytest.raises(ValueError, match=r"backbone: 'sd'; one of embedded"):
         backbones.load("sd")

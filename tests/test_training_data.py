@@ -274,7 +274,7 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="crop: 5000"):
         Bundled(5000)
     for shrink in (0.9, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="shrink: .*; a number of at least 1"):
+        with pytest.raises(ValueError, match=r"shrink: .*; a number of at least 1"):
             Bundled(32, shrink=shrink)
     with pytest.raises(IndexError, match="index: 5 of 5"):
         Samples(Procedural(32, 5))[5]

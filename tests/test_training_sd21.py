@@ -77,7 +77,9 @@ def test_the_released_training_step(weights):
     for name, (norm, total, _) in known.items():
         floor = 1e-6 * largest  # of float32: what a normalisation takes off has no gradient else
         assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-4, abs=floor), name
-        assert float(gradients[name].sum()) == pytest.approx(total, abs=(1e-4 * norm + floor) * gradients[name].numel() ** 0.5), name
+        assert float(gradients[name].sum()) == pytest.approx(
+            total, abs=(1e-4 * norm + floor) * gradients[name].numel() ** 0.5
+        ), name
     whole = {name.removeprefix("grad/"): value for name, value in recorded.items() if name.startswith("grad/")}
     assert len(whole) == 9
     for name, value in whole.items():

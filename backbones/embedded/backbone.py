@@ -20,8 +20,7 @@ import backbones
 import dosde
 from backbones import files, images
 from backbones.tiling import tiled
-from dosde.method import Method, Step
-from dosde.process import Marginal
+from dosde.method import Method
 from dosde.solve import Model
 
 from .network import Config, Network, laid_out
@@ -88,18 +87,13 @@ class Embedded:
         return self.network.config.scale
 
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
-        """That of `presets.few_step` with the residual scale."""
-        return dosde.grid.few_step(self.residual_scale)(process, steps)
+        """Uniform in t."""
+        return dosde.grid.uniform(process, steps)
 
     @property
     def method(self) -> Method:
-        """That of `presets.few_step` likewise. One step returns the network's mean, without the noise that the preset adds."""
-        several = dosde.method.matched(self.residual_scale)
-
-        def method(marginals: Sequence[Marginal], order: int = 3) -> list[Step]:
-            return dosde.method.dos(marginals, order) if len(marginals) == 2 else several(marginals, order)
-
-        return method
+        """The paper's: docs/embedded.md has it beside `presets.few_step`. One step returns the network's mean."""
+        return dosde.method.dos
 
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, Conditioning]:
         """x_hat0, four times as large whatever the scale, continued by mirroring to sides that suit the network.
@@ -161,7 +155,9 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
     files.write(path, tensors, {_KEY: said})
 
 
-def load(weights: str | Path = WEIGHTS, *, device: str = "auto", dtype: str = "auto", tile: int | str | None = "auto") -> Embedded:
+def load(
+    weights: str | Path = WEIGHTS, *, device: str = "auto", dtype: str = "auto", tile: int | str | None = "auto"
+) -> Embedded:
     """The backbone in a file that `save` wrote; default: the one that ships.
 
     device: auto is a GPU where there is one. dtype: of the network; auto is bfloat16 on a GPU, float32 on the CPU. tile: see

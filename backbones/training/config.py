@@ -105,7 +105,7 @@ class Objective:
     norm: str = _choice("l2", "l2", "l1")
     of: str = _choice("net", "net", "x0")
     weight: str = _choice("one", "one", "plain", "bound", "u", "angle")
-    """plain, bound: ResShift's (bound needs times = "table"). u: that of eps on x0, at most weight_max. angle: 1/scale^2 + u."""
+    """plain, bound: ResShift's (bound needs times = "table"). u: that of eps on x0, to weight_max. angle: 1/scale^2 + u."""
     weight_max: float = _above(100.0)
     times: str = _choice("uniform", "uniform", "table", "angle")
     """Uniform in t; over the times (i + 1)/table; or in atan(lam/scale), where few steps are."""
@@ -271,7 +271,9 @@ def _check(config: Config) -> None:
             legal = "the name of a folder" if source.kind == "folder" else "nothing, which only kind = 'folder' has,"
             raise ValueError(f"data.sources[{i}].path: {source.path!r}; {legal} is needed")
         if source.names and source.kind != "bundled":
-            raise ValueError(f"data.sources[{i}].names: {list(source.names)!r}; nothing, which only kind = 'bundled' has, is needed")
+            raise ValueError(
+                f"data.sources[{i}].names: {list(source.names)!r}; nothing, which only kind = 'bundled' has, is needed"
+            )
     if config.batch % config.accumulate:
         raise ValueError(f"accumulate: {config.accumulate}; a divisor of batch, {config.batch}, is needed")
     if config.optimizer.warmup > config.steps:
