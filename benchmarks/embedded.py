@@ -34,7 +34,6 @@ from backbones.training.data import held_out
 from backbones.training.degradation import BICUBIC
 
 SCALE, SEEDS = 4, (0, 1, 2)
-CONFIGS = ("embedded", "embedded_decay")
 CROPS = {"chelsea": (96, 150), "coffee": (84, 330), "china": (150, 260)}
 """Top left corners of what is shown, where each picture has something to show."""
 SIDE = 112
@@ -142,25 +141,23 @@ _ASKED = ("psnr", "ssim", "spectrum")
 def cost(numbers: dict[str, Any]) -> str:
     """One line."""
     c = numbers["cost"]
-    steps, seconds = c["steps"], [f"{s:.2f}" for s in c["seconds_a_step"]]
-    minutes = math.fsum(n * s for n, s in zip(steps, c["seconds_a_step"], strict=True)) / 60
+    steps, seconds = c["steps"], c["seconds_a_step"]
     return (
-        f"{' and '.join(map(str, steps))} steps of {c['batch']} crops of {c['crop']}x{c['crop']} in {c['precision']} took "
-        f"{minutes:.0f} minutes on {c['cores']} cores ({' and '.join(seconds)} s a step, with other work beside it)."
+        f"{steps} steps of {c['batch']} crops of {c['crop']}x{c['crop']} in {c['precision']} took {steps * seconds / 60:.0f} minutes "
+        f"on {c['cores']} cores ({seconds:.2f} s a step, with other work beside it)."
     )
 
 
 def trained() -> dict[str, Any]:
     """What the training took, by its log, or as it was written down last."""
-    configs = [tomllib.loads((ROOT / "configs" / f"{name}.toml").read_text()) for name in CONFIGS]
-    logs = [ROOT / config["out"] / "log.jsonl" for config in configs]
-    if not all(log.is_file() for log in logs):
+    config = tomllib.loads((ROOT / "configs" / "embedded.toml").read_text())
+    log = ROOT / config["out"] / "log.jsonl"
+    if not log.is_file():
         kept: dict[str, Any] = report.load("embedded")["cost"]
         return kept
-    last = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
-    own = configs[0]
-    data = {"batch": own["batch"], "crop": own["data"]["crop"], "precision": own["precision"], "cores": os.cpu_count()}
-    return {key: [line[name] for line in last] for key, name in (("steps", "step"), ("seconds_a_step", "seconds_a_step"))} | data
+    last = json.loads(log.read_text().splitlines()[-1])
+    data = {"batch": config["batch"], "crop": config["data"]["crop"], "precision": config["precision"]}
+    return {"steps": last["step"], "seconds_a_step": last["seconds_a_step"], "cores": os.cpu_count(), **data}
 
 
 def plot(spectra: dict[str, tuple[Any, Any]], path: Path) -> None:
