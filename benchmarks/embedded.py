@@ -143,8 +143,8 @@ def cost(numbers: dict[str, Any]) -> str:
     c = numbers["cost"]
     steps, seconds = c["steps"], c["seconds_a_step"]
     return (
-        f"{steps} steps of {c['batch']} crops of {c['crop']}x{c['crop']} in {c['precision']} took {steps * seconds / 60:.0f} minutes "
-        f"on {c['cores']} cores ({seconds:.2f} s a step, with other work beside it)."
+        f"{steps} steps of {c['batch']} crops of {c['crop']}x{c['crop']} in {c['precision']} took {steps * seconds / 60:.0f} "
+        f"minutes on {c['cores']} cores ({seconds:.2f} s a step, with other work beside it)."
     )
 
 
