@@ -1,6 +1,6 @@
 # make demo   upscale the bundled photograph (sets up .venv first)
 # make test   all tests            make lint   ruff and mypy
-# make docs   API pages in site/   make bench  the tables and plots of docs/ (three hours)
+# make docs   API pages in site/   make bench  the tables and plots of docs/ (two hours and a half)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -37,7 +37,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/pipeline_memory.py
 	$(BIN)/python benchmarks/degradation.py
 	$(BIN)/python benchmarks/embedded.py
-	$(BIN)/python benchmarks/paper_tables.py --train  # two hours
+	$(BIN)/python benchmarks/paper_tables.py --train  # an hour
 	$(BIN)/python benchmarks/paper_tables.py
 
 # One stamp an extra: set up once, and again when what is installed changes.

@@ -20,26 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import embedded as shipped
 import paper_networks
 import peers
-import realism
 import report
 import torch
 from report import ROOT
 from torch import Tensor
 
 import dosde
-from backbones import embedded, evaluation, files
-from backbones.training import config, degradation, loop, tasks
-from backbones.training.data import held_out
-from backbones.training.degradation import BICUBIC
+from backbones import embedded, files
+from backbones.training import config, loop, tasks
 from dosde import cold, method
 from dosde.process import flow
 
 CONFIGS = ROOT / "configs" / "paper"
 NAMES = tuple(sorted(path.stem for path in CONFIGS.glob("*.toml")))
-SCALE, SEEDS = 4, (0, 1, 2)
+SEEDS = (0, 1, 2)
 METRICS = ("psnr", "ssim", "spectrum", "texture")
 Solve = Callable[[Any, Tensor, torch.Generator], Tensor]  # (network, x_hat0, noise) -> x0
 
@@ -274,13 +271,7 @@ def networks() -> dict[str, Any]:
 
 def pairs() -> dict[str, tuple[Tensor, Tensor]]:
     """(HR, x_hat0) by name: the held-out pictures, sides cut to what the networks need."""
-    made = {}
-    for name, picture in held_out().items():
-        h, w = (side // 16 * 16 for side in picture.shape[1:])
-        hr = picture[:, :h, :w].contiguous()
-        lr = degradation.apply(hr, degradation.sample(BICUBIC, np.random.default_rng(0)))
-        made[name] = hr[None], embedded.source(lr[None], (h, w))
-    return made
+    return {name: (hr, embedded.source(lr, hr.shape[-2:])) for name, (hr, lr) in shipped.pairs(16).items()}
 
 
 @torch.no_grad()
@@ -291,11 +282,8 @@ def measured(row: Row, net: Any, every: dict[str, tuple[Tensor, Tensor]]) -> dic
         sums = dict.fromkeys(METRICS, 0.0)
         for hr, x_hat0 in every.values():
             x0 = row.solve(net, x_hat0, torch.Generator().manual_seed(seed))
-            picture = (((x0 + 1) / 2).clamp(0, 1) * 255).round() / 255
-            sums["psnr"] += evaluation.psnr(picture, hr, SCALE)
-            sums["ssim"] += evaluation.ssim(picture, hr, SCALE)
-            sums["spectrum"] += realism.spectrum_error(picture, hr, SCALE)
-            sums["texture"] += realism.texture_error(picture, hr, SCALE)
+            of_picture = shipped.measured(shipped.rounded((x0 + 1) / 2), hr)
+            sums = {name: sums[name] + of_picture[name] for name in METRICS}
         for name in METRICS:
             values[name].append(sums[name] / len(every))
     return values

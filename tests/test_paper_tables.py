@@ -2,6 +2,7 @@
 
 import re
 
+import embedded as shipped
 import paper_networks
 import paper_tables
 import pytest
@@ -57,6 +58,18 @@ def test_a_row_takes_as_many_calls_as_it_says(key, row, small):
     assert len(calls) == wanted
     assert x0.shape == x_hat0.shape
     assert float((x0 - x_hat0).square().mean().sqrt()) < 1
+
+
+def test_orders_and_calls_are_ordered_alike_without_any_training():
+    """As docs/paper_tables.md warns: the best linear estimate, which an untrained network is, has Table 3 and Figure 4 to 5."""
+    hr, x_hat0 = shipped.pairs(16)["coffee"]
+    hr, x_hat0 = (p[..., :192, :192] for p in (hr, embedded.source(x_hat0, hr.shape[-2:])))
+    network = embedded.Network(embedded.Config(scale=0.12, widths=(4, 4), blocks=(1, 1), embedding=4)).eval()
+    for key, count in (("3", 3), ("fig4", 5)):
+        rows = [paper_tables.measured(row, network, {"coffee": (hr, x_hat0)}) for row in paper_tables.TABLES[key].rows[:count]]
+        texture = [paper_tables.mean(row, "texture") for row in rows]
+        assert texture == sorted(texture, reverse=True)
+        assert texture[-1] < 0.9 * texture[0]
 
 
 def test_the_blur_is_the_one_nearest_to_bicubic():
