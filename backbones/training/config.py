@@ -73,8 +73,6 @@ class Data:
     degradation: str = _choice("bicubic", "bicubic", "real-esrgan")
     shrink: float = _key(1.0, "a number of at least 1", lambda v: 1 <= v < math.inf)
     """Pictures of folder and bundled are first made smaller by a random factor of at most this."""
-    vary: bool = False
-    """They are turned by any angle, too, and changed in contrast and colours."""
     length: int = _count(1000)
     """Samples an epoch."""
     workers: int = _count(0, 0)
@@ -366,9 +364,9 @@ def made_samples(config: Data, seed: int) -> Samples:
         try:
             source: Source
             if one.kind == "folder":
-                source = Folder(one.path, config.crop, one.small, config.shrink, config.vary)
+                source = Folder(one.path, config.crop, one.small, config.shrink)
             elif one.kind == "bundled":
-                source = Bundled(config.crop, shrink=config.shrink, names=one.names, vary=config.vary)
+                source = Bundled(config.crop, shrink=config.shrink, names=one.names)
             else:
                 source = Procedural(config.crop, config.length)
         except ValueError as error:

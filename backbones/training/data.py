@@ -133,13 +133,13 @@ class Folder:
 
     Grey becomes colour; alpha is dropped. A picture that cannot be read is named in a warning and another one taken instead.
     small: whether pictures smaller than the crop are an error ("refuse") or left out and counted in `skipped` ("skip").
-    shrink, vary: see `cropped`. Errors: ValueError for no folder, no picture, small pictures.
+    shrink: see `cropped`. Errors: ValueError for no folder, no picture, small pictures.
     """
 
-    def __init__(self, path: Path | str, crop: int, small: str = "refuse", shrink: float = 1.0, vary: bool = False) -> None:
+    def __init__(self, path: Path | str, crop: int, small: str = "refuse", shrink: float = 1.0) -> None:
         if small not in ("refuse", "skip"):
             raise ValueError(f"small: {small!r}; 'refuse' or 'skip'")
-        self.crop, self.shrink, self.vary = _positive("crop", crop), _shrink(shrink), vary
+        self.crop, self.shrink = _positive("crop", crop), _shrink(shrink)
         root = Path(path)
         found = sorted(p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
         if not found:
@@ -165,11 +165,11 @@ class Folder:
         """Errors: ValueError where no picture can be read."""
         first = self._read(self.paths[index])
         if first is not None:
-            return cropped(first, self.crop, generator, self.shrink, self.vary)
+            return cropped(first, self.crop, generator, self.shrink)
         for other in generator.permutation(len(self.paths)):
             colour = self._read(self.paths[other])
             if colour is not None:
-                return cropped(colour, self.crop, generator, self.shrink, self.vary)
+                return cropped(colour, self.crop, generator, self.shrink)
         raise ValueError(f"folder: none of {len(self.paths)} pictures can be read, {self.paths[index]} among them")
 
     def _read(self, path: Path) -> Tensor | None:
@@ -192,12 +192,11 @@ class Bundled:
     """scikit-image's pictures and, where it is installed, scikit-learn's `flower`, cropped, mirrored and turned at random.
 
     They are `TRAINED`, or `names` of them, without those smaller than the crop. An epoch has `repeat` crops of each.
-    shrink, vary: see `cropped`. Errors: ValueError for a name that is none of them, and where none is left.
+    shrink: see `cropped`. Errors: ValueError for a name that is none of them, and where none is left.
     """
 
-    def __init__(self, crop: int, repeat: int = 1, shrink: float = 1.0, names: Sequence[str] = (), vary: bool = False) -> None:
+    def __init__(self, crop: int, repeat: int = 1, shrink: float = 1.0, names: Sequence[str] = ()) -> None:
         self.crop, self.repeat, self.shrink = _positive("crop", crop), _positive("repeat", repeat), _shrink(shrink)
-        self.vary = vary
         every = [Path(file).stem for files in TRAINED.values() for file in files]
         for name in names:
             if name not in every:
@@ -215,7 +214,7 @@ class Bundled:
         return self.repeat * len(self.names)
 
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
-        return cropped(self._pictures[index % len(self.names)], self.crop, generator, self.shrink, self.vary)
+        return cropped(self._pictures[index % len(self.names)], self.crop, generator, self.shrink)
 
     def whole(self, name: str) -> Tensor:
         """One of `names`, (3, height, width)."""
@@ -270,43 +269,21 @@ def held_out() -> dict[str, Tensor]:
     return {name: colour.float() / 255 for name, colour in _bundled(HELD_OUT).items()}
 
 
-def cropped(colour: Tensor, crop: int, generator: np.random.Generator, shrink: float = 1.0, vary: bool = False) -> Tensor:
+def cropped(colour: Tensor, crop: int, generator: np.random.Generator, shrink: float = 1.0) -> Tensor:
     """A square of (3, height, width), anywhere, in one of its eight positions; float32 in [0, 1], of uint8 too.
 
-    shrink  above 1, the square is larger by a factor drawn from 1 to shrink, evenly in its logarithm (and at most what fits),
-            and is made smaller to its size by antialiased bicubic interpolation.
-    vary    half of them are also turned by any angle, where the picture is large enough; all have their colours permuted and
-            their contrast reduced to 0.5 to 1.
+    shrink: above 1, the square is larger by a factor drawn from 1 to shrink, evenly in its logarithm (and at most what fits),
+    and is made smaller to its size by antialiased bicubic interpolation.
     """
-    angle = generator.uniform(-math.pi / 4, math.pi / 4) if vary and generator.random() < 0.5 else 0.0
-    room = math.ceil(crop * (math.cos(angle) + abs(math.sin(angle)))) + 2 if angle else crop  # what a turned square fits in
-    if room > min(colour.shape[-2:]):
-        angle, room = 0.0, crop
-    side = min(*colour.shape[-2:], round(room * shrink ** generator.random())) if shrink > 1 else room
+    side = min(*colour.shape[-2:], round(crop * shrink ** generator.random())) if shrink > 1 else crop
     y, x = (int(generator.integers(n - side + 1)) for n in colour.shape[-2:])
     turns, mirror = int(generator.integers(4)), bool(generator.integers(2))
     square = torch.rot90(colour[:, y : y + side, x : x + side], turns, (1, 2))
     square = square.flip(2) if mirror else square
     square = square.float() / 255 if square.dtype == torch.uint8 else square
-    if side > room:
-        square = F.interpolate(square[None], (room, room), mode="bicubic", antialias=True)[0].clamp(0, 1)
-    if angle:
-        square = _turned(square, angle, crop)
-    if vary:
-        contrast = generator.uniform(0.5, 1)
-        square = contrast * square[generator.permutation(3)] + generator.uniform(0, 1 - contrast)
+    if side > crop:
+        square = F.interpolate(square[None], (crop, crop), mode="bicubic", antialias=True)[0].clamp(0, 1)
     return square.contiguous()
-
-
-def _turned(square: Tensor, angle: float, crop: int) -> Tensor:
-    """The middle of a square, turned; its corners must lie within."""
-    import cv2
-
-    size = square.shape[-1]
-    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), math.degrees(angle), 1.0)
-    matrix[:, 2] += (crop - size) / 2
-    turned = cv2.warpAffine(square.permute(1, 2, 0).numpy(), matrix, (crop, crop), flags=cv2.INTER_LANCZOS4)
-    return torch.from_numpy(turned).permute(2, 0, 1).clamp(0, 1)
 
 
 def _bundled(names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
