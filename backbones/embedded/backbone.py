@@ -7,7 +7,7 @@ learnt to restore. To another scale its result is brought by bicubic interpolati
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from dosde.method import Method
 from dosde.solve import Model
 
 from .network import Config, Network, laid_out
+from .symmetry import EIGHT
 
 _KEY, _FORMAT = "dosde.embedded", 1
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
@@ -168,6 +169,11 @@ def load(
     if dtype != "auto" and dtype not in _DTYPES:
         raise ValueError(f"dtype: {dtype!r}; auto, {', '.join(_DTYPES)}, is needed")
     with torch.device("meta"):  # no memory before the shapes are known to be those of the file, and no random numbers
+        # What symmetry ties together takes memory; so not before the file is seen to hold an eighth of all.
+        whole = Network(replace(config, symmetric=False))
+        held, needed = (sum(t.numel() for t in parts) for parts in (tensors.values(), whole.parameters()))
+        if config.symmetric and held < needed / EIGHT:
+            raise ValueError(f"checkpoint: {weights}: {held} weights; {needed // EIGHT} or more are needed")
         network = Network(config)
     wanted = network.state_dict()
     for name, like in wanted.items():
@@ -184,7 +190,7 @@ def load(
     place = backbones.device(device)
     kind = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     network.load_state_dict({name: laid_out(t.to(place, kind)) for name, t in tensors.items()}, assign=True)
-    files.aligned(network.eval().requires_grad_(False))
+    files.aligned(network.to(place).eval().requires_grad_(False))
     if tile == "auto":
         overlap = Embedded(network, tile=None).overlap
         tile = max(_TILE, 2 * overlap) if _TILE % config.multiple == 0 else 2 * overlap

@@ -8,6 +8,9 @@ s w is the best linear estimate of r. The network F sees w, that estimate in uni
 vanishes where x says nothing (a = 0, the start, whose answer so depends on x_hat0 alone), and F has unit variance to aim at
 at all times (Karras et al. 2022, Section 5, for the residual). sigma = 0 gives x itself. Nothing is divided by a or sigma.
 
+s is one number, but a sky has less of a residual than leaves have, and its best linear estimate less of w. So F may have a
+gain, F = F0 + F1 w, a number for each element: to take w away is then one of F1, and not a picture of noise to be made by F0.
+
 F is a U-Net on pixels folded 4 by 4 into channels, so that its widest convolutions run at low resolution. It has no
 normalisation and no attention: an output pixel depends on x and x_hat0 within `radius` of it alone.
 """
@@ -24,6 +27,8 @@ from torch import Tensor, nn
 
 import dosde
 from dosde.process import flow, resshift
+
+from . import symmetry
 
 _FREQUENCIES = 6  # of theta, for its embedding
 
@@ -82,6 +87,8 @@ class Config:
     blocks     residual blocks of each level: on the way down and again on the way up; the last level has them once.
     fold       pixels of a side that become channels before the first level.
     embedding  channels of the time.
+    gain       whether F = F0 + F1 w.
+    symmetric  whether a picture turned by 90 degrees, or mirrored, gives the same result in that position; see `symmetry`.
     """
 
     scale: float = 0.15
@@ -91,6 +98,8 @@ class Config:
     embedding: int = 128
     channels: int = 3
     process: ProcessConfig = ProcessConfig()
+    gain: bool = False
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         for name in ("widths", "blocks"):
@@ -107,6 +116,11 @@ class Config:
             raise ValueError(f"scale: {self.scale!r}; a positive number is needed")
         if not isinstance(self.process, ProcessConfig):
             raise ValueError(f"process: {self.process!r}; a ProcessConfig is needed")
+        for name in ("gain", "symmetric"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: {getattr(self, name)!r}; true or false is needed")
+        if self.symmetric and any(width % symmetry.EIGHT for width in self.widths):
+            raise ValueError(f"widths: {self.widths}; multiples of {symmetry.EIGHT} are needed where symmetric")
 
     @property
     def multiple(self) -> int:
@@ -129,14 +143,13 @@ class Config:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "Config":
-        """The inverse of `to_json`. Errors: ValueError that names a key."""
+        """The inverse of `to_json`; what a file does not name has its default. Errors: ValueError that names a key."""
         if not isinstance(values, Mapping):
             raise ValueError(f"config: {values!r}; values by name are needed")
         known = Config.__dataclass_fields__
-        if set(values) != set(known):
-            wrong = sorted(set(values) ^ set(known))[0]
-            raise ValueError(f"{wrong}: {'unknown' if wrong in values else 'missing'}; the keys are {', '.join(known)}")
-        process = values["process"]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"{unknown[0]}: unknown; the keys are {', '.join(known)}")
+        process = values.get("process", asdict(ProcessConfig()))
         if not isinstance(process, Mapping) or set(process) != {"kind", "parameters"}:
             raise ValueError(f"process: {process!r}; kind and parameters are needed")
         return Config(**{**values, "process": ProcessConfig(**process)})
@@ -175,8 +188,10 @@ class Network(nn.Module):
         self.middle = blocks(len(pairs))
         self.finer = nn.ModuleList(nn.Conv2d(wider, 4 * width, 1) for width, wider in pairs)
         self.up = nn.ModuleList(blocks(level) for level in range(len(pairs)))
-        self.last = nn.Conv2d(widths[0], folded, 3, padding=1)
+        self.last = nn.Conv2d(widths[0], (1 + config.gain) * folded, 3, padding=1)
         self._initialise()
+        if config.symmetric:
+            self._tie()
         for parameter in self.parameters():
             parameter.data = laid_out(parameter.data)
 
@@ -192,6 +207,22 @@ class Network(nn.Module):
             parameter.copy_(parameter[::4].repeat_interleave(4, 0))
         for parameter in self.last.parameters():
             parameter.zero_()
+
+    def _tie(self) -> None:
+        """An eighth of the weights is free."""
+        c, eights = self.config, symmetry.eights
+        folded = symmetry.folded(2 * c.channels, c.fold)
+        symmetry.tie(self.first, eights(c.widths[0]), symmetry.joined(folded, symmetry.fixed(c.channels)))
+        symmetry.tie(self.last, symmetry.folded((1 + c.gain) * c.channels, c.fold), eights(c.widths[0]))
+        for (width, wider), coarser, finer in zip(pairwise(c.widths), self.coarser, self.finer, strict=True):
+            symmetry.tie(coarser, eights(wider), eights(width))
+            symmetry.tie(finer, eights(width, 2), eights(wider))
+        for block in self.modules():
+            if isinstance(block, Block):
+                channels = eights(block.first.in_channels)
+                symmetry.tie(block.first, channels, channels)
+                symmetry.tie(block.second, channels, channels)
+                symmetry.tie(block.modulation, symmetry.joined(channels, channels), symmetry.fixed(c.embedding))
 
     def forward(self, x: Tensor, x_hat0: Tensor, t: float | Tensor) -> Tensor:
         """The estimate of x0. Errors: ValueError for shapes that do not fit."""
@@ -227,7 +258,11 @@ class Network(nn.Module):
         h = self.middle(h, time)
         for blocks, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
             h = blocks(F.pixel_shuffle(finer(h), 2) + skips.pop(), time)
-        return F.pixel_shuffle(self.last(F.silu(h)), fold).to(w.dtype)
+        value = F.pixel_shuffle(self.last(F.silu(h)), fold).to(w.dtype)
+        if self.config.gain:
+            value, gain = value.chunk(2, 1)
+            value = torch.addcmul(value, gain, w)
+        return value
 
 
 def laid_out(weight: Tensor) -> Tensor:
