@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import operator
-import os
 import time
 import tomllib
 from collections.abc import Callable
@@ -59,11 +58,11 @@ def rows(backbone: embedded.Embedded) -> dict[str, Upscale]:
     }
 
 
-def pairs(multiple: int = SCALE) -> dict[str, tuple[Tensor, Tensor]]:
-    """(HR, LR) by name, sides of HR cut to multiples."""
+def pairs() -> dict[str, tuple[Tensor, Tensor]]:
+    """(HR, LR) by name, sides of HR cut to multiples of the scale."""
     made = {}
     for name, picture in held_out().items():
-        h, w = (side // multiple * multiple for side in picture.shape[1:])
+        h, w = (side // SCALE * SCALE for side in picture.shape[1:])
         hr = picture[:, :h, :w].contiguous()
         made[name] = hr[None], degradation.apply(hr, degradation.sample(BICUBIC, np.random.default_rng(0)))[None]
     return made
@@ -81,6 +80,7 @@ def measured(picture: Tensor, hr: Tensor) -> dict[str, float]:
         "ssim": evaluation.ssim(picture, hr, SCALE),
         "spectrum": realism.spectrum_error(picture, hr, SCALE),
         "texture": realism.texture_error(picture, hr, SCALE),
+        "grain": realism.grain(picture, hr),
         "colour": float((picture.mean((-2, -1)) - hr.mean((-2, -1))).abs().max()) * 255,
     }
 
@@ -109,11 +109,11 @@ def mean(values: dict[str, dict[str, float]], metric: str) -> float:
 def table(numbers: dict[str, Any]) -> str:
     """Markdown: the means, and PSNR of each picture."""
     pictures = list(next(iter(numbers["rows"].values())))
-    lines = ["| | PSNR, dB | SSIM | spectrum, dB | texture | " + " | ".join(f"PSNR {name}" for name in pictures) + " |"]
-    lines.append("|---|" + "---|" * (4 + len(pictures)))
+    lines = ["| | PSNR, dB | SSIM | spectrum, dB | texture | grain | " + " | ".join(f"PSNR {name}" for name in pictures) + " |"]
+    lines.append("|---|" + "---|" * (5 + len(pictures)))
     for name, values in numbers["rows"].items():
         means = f"{mean(values, 'psnr'):.2f} | {mean(values, 'ssim'):.4f} | {mean(values, 'spectrum'):.2f} | "
-        means += f"{mean(values, 'texture'):.3f}"
+        means += f"{mean(values, 'texture'):.3f} | {mean(values, 'grain'):.2f}"
         each = " | ".join(f"{values[picture]['psnr']:.2f}" for picture in pictures)
         lines.append(f"| {name} | {means} | {each} |")
     return "\n".join(lines)
@@ -143,7 +143,7 @@ def cost(numbers: dict[str, Any]) -> str:
     steps, seconds = c["steps"], c["seconds_a_step"]
     return (
         f"{steps} steps of {c['batch']} crops of {c['crop']}x{c['crop']} in {c['precision']} took {steps * seconds / 60:.0f} "
-        f"minutes on {c['cores']} cores ({seconds:.2f} s a step, with other work beside it)."
+        f"minutes ({seconds:.2f} s a step) on {c['threads']} core{'s' if c['threads'] > 1 else ''}."
     )
 
 
@@ -154,9 +154,12 @@ def trained() -> dict[str, Any]:
     if not log.is_file():
         kept: dict[str, Any] = report.load("embedded")["cost"]
         return kept
-    last = json.loads(log.read_text().splitlines()[-1])
+    rows = [row for row in map(json.loads, log.read_text().splitlines()) if "seconds_a_step" in row]
+    if rows[-1]["step"] != config["steps"]:
+        raise SystemExit(f"{log}: ends at step {rows[-1]['step']}, the config says {config['steps']}")
+    seconds = math.fsum(row["seconds_a_step"] for row in rows) / len(rows)  # each since the start, or the last resume
     data = {"batch": config["batch"], "crop": config["data"]["crop"], "precision": config["precision"]}
-    return {"steps": last["step"], "seconds_a_step": last["seconds_a_step"], "cores": os.cpu_count(), **data}
+    return {"steps": config["steps"], "seconds_a_step": seconds, "threads": rows[-1]["threads"], **data}
 
 
 def plot(spectra: dict[str, tuple[Any, Any]], path: Path) -> None:

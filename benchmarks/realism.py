@@ -1,11 +1,13 @@
-"""How much a picture looks like photographs at the frequencies that its low-resolution picture has lost, by two numbers:
+"""How much a picture looks like photographs at the frequencies that its low-resolution picture has lost, and where it is flat:
 
     spectrum   mean |10 log10(P/P_truth)| in dB, P the power of Y in rings of frequencies from half the Nyquist frequency of the
                low-resolution picture to that of the picture. Noise of the right power passes
     texture    sliced 2-Wasserstein distance between 8x8 patches of Y above the low-resolution picture's Nyquist frequency, over
                their std in the truth. Noise of the right power does not pass: patches of photographs are flat or full of edges
+    grain      RMS difference of neighbours of Y where the truth is flat (a tenth of its 8x8 blocks), over that of the truth
 
-0 is the best of both, a picture that has nothing there has 1 of texture. Neither asks whether the detail is in its place.
+0 is the best of the first two, a picture that has nothing there has 1 of texture. Neither asks whether the detail is in its
+place. Of grain, 1 is the truth's; what rounding to 8 bits makes of the difference is added to both.
 """
 
 import functools
@@ -18,6 +20,7 @@ from torch import Tensor
 from backbones import images
 
 _RINGS, _DIRECTIONS, _PATCH = 96, 128, 8
+_ROUNDING = 2 * (1 / 255) ** 2 / 6
 
 
 def spectrum_error(picture: Tensor, truth: Tensor, scale: int) -> float:
@@ -44,6 +47,19 @@ def texture_error(picture: Tensor, truth: Tensor, scale: int) -> float:
     """See the module. picture, truth: (1, 3, height, width) in [0, 1]."""
     ours, theirs = (_projected(p, scale) for p in (picture, truth))
     return float(((ours - theirs) ** 2).mean().sqrt() / (theirs**2).mean().sqrt())
+
+
+def grain(picture: Tensor, truth: Tensor) -> float:
+    """See the module. picture, truth: (1, 3, height, width) in [0, 1]."""
+    ours, theirs = (_roughness(p) for p in (picture, truth))
+    flat = theirs <= theirs.quantile(0.1)
+    return float(((ours[flat].mean() + _ROUNDING) / (theirs[flat].mean() + _ROUNDING)).sqrt())
+
+
+def _roughness(picture: Tensor) -> Tensor:
+    """The mean square difference of neighbours in each block, across and down."""
+    blocks = images.luma(picture)[0, 0].double().unfold(0, _PATCH, _PATCH).unfold(1, _PATCH, _PATCH)
+    return (blocks.diff(dim=-1) ** 2).mean((-2, -1)) + (blocks.diff(dim=-2) ** 2).mean((-2, -1))
 
 
 def _projected(picture: Tensor, scale: int) -> Tensor:

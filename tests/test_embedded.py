@@ -22,7 +22,7 @@ from backbones.training import config, degradation
 from backbones.training.data import HELD_OUT, held_out
 from dosde.cli import main
 
-SMALL = Config(widths=(8, 12), blocks=(1, 1), embedding=16)
+SMALL = Config(width=8, blocks=2, embedding=16)
 DIFFUSION = ProcessConfig("domain_shift", {"t1": None, "schedule": "cosine"})
 PROCESSES = [
     ProcessConfig(),
@@ -32,6 +32,7 @@ PROCESSES = [
     ProcessConfig("flow", {"kappa": 0.1}),
 ]
 KEY = "dosde.embedded"
+BIAS = "members.0.first.parametrizations.bias.original"
 
 
 def network(config=SMALL):
@@ -58,7 +59,7 @@ def weights(tmp_path_factory):
 
 def test_the_default_network_is_within_its_limits(tmp_path):
     made = Network()
-    assert 1e6 < sum(p.numel() for p in made.parameters()) < 2.5e6
+    assert 5e4 < sum(p.numel() for p in made.parameters()) < 3e6
     save(tmp_path / "a.safetensors", made, {})
     assert (tmp_path / "a.safetensors").stat().st_size < 8e6
 
@@ -67,7 +68,7 @@ def test_the_default_network_is_within_its_limits(tmp_path):
 @pytest.mark.parametrize("size", [(8, 8), (16, 24), (40, 8)])
 def test_shapes_and_times(config, size):
     """Finite from t = 0 over t1 to 1; one time, or one a sample, is the same."""
-    made = network(Config(widths=(8, 12), blocks=(1, 1), embedding=16, process=config))
+    made = network(Config(width=8, blocks=2, embedding=16, process=config))
     x, x_hat0 = pictures(4, *size)
     times = torch.tensor([0.0, made.process.t1 / 3, made.process.t1, 1.0], dtype=torch.float64)
     out = made(x, x_hat0, times)
@@ -118,20 +119,61 @@ def test_what_the_network_sees_and_is_asked_has_unit_variance(monkeypatch):
         assert float(asked.std()) == pytest.approx(1, rel=0.02)
 
 
+def test_the_correction_scales_what_is_seen():
+    """F = F0 + F1 w, element by element: with F0 = 0 and F1 = c, x0 = x_hat0 + s w (1 + c sin theta)."""
+    made = Network(SMALL)
+    c = torch.tensor([0.5, -1.0, 2.0])
+    with torch.no_grad():
+        numbers = made.members[0].last.parametrizations.bias.original
+        numbers.copy_(torch.cat([torch.zeros(3), c]).repeat_interleave(len(numbers) // 6))
+    x, x_hat0 = pictures(1, 16, 16)
+    for t in (0.1, 0.4):
+        m = made.process(t)
+        n = torch.hypot(SMALL.scale * m.a, m.sigma)
+        w = SMALL.scale * m.a / n**2 * (x - m.alpha * x_hat0)
+        expected = x_hat0 + SMALL.scale * w * (1 + c[:, None, None] * m.sigma / n)
+        assert torch.allclose(made(x, x_hat0, t), expected.float(), atol=1e-5)
+
+
+def test_of_several_members_each_learns_from_its_samples_and_the_mean_is_what_runs():
+    made = network(Config(width=8, blocks=1, embedding=16, members=3))
+    x, x_hat0 = pictures(6, 8, 8)
+    t = torch.linspace(0.05, 0.45, 6, dtype=torch.float64)
+    alone = []
+    for member in made.members:
+        one = Network(Config(width=8, blocks=1, embedding=16)).eval()
+        one.members[0].load_state_dict(member.state_dict())
+        alone.append(one(x, x_hat0, t))
+    alone = torch.stack(alone)
+    assert torch.allclose(made(x, x_hat0, t), alone.mean(0), atol=1e-5)
+    assert torch.allclose(made(x[:1], x_hat0[:1], t[:1]), alone.mean(0)[:1], atol=1e-5)
+
+    made.train().requires_grad_()
+    out = made(x, x_hat0, t)
+    for i in range(6):
+        assert torch.allclose(out[i], alone[i % 3, i], atol=1e-5)
+    assert torch.equal(made(x, x_hat0, 0.2), made(x, x_hat0, torch.full((6,), 0.2, dtype=torch.float64)))
+    out[1].sum().backward()
+    learnt = [any(p.grad is not None and p.grad.any() for p in member.parameters()) for member in made.members]
+    assert learnt == [False, True, False]
+    with pytest.raises(ValueError, match=r"x: a batch of 5; a multiple of the 3 members is needed in training mode"):
+        made(x[:5], x_hat0[:5], t[:5])
+
+
 def test_an_output_sees_the_radius_and_no_further():
-    config = Config(widths=(8, 8, 8), blocks=(1, 1, 1), embedding=16)
+    config = Config(width=8, blocks=3, embedding=16)
     made, size = network(config).double(), 256
     x, x_hat0 = (p.double() for p in pictures(1, size, size))
     x2, at = x.clone(), 123
     x2[..., at, at] += 1
     changed = (made(x, x_hat0, 0.2) != made(x2, x_hat0, 0.2)).any(1)[0].nonzero()
     reach = int((changed - at).abs().max())
-    assert config.radius - config.multiple < reach <= config.radius
+    assert config.radius - config.fold < reach <= config.radius
 
 
 @pytest.mark.parametrize("size", [(96, 304), (304, 272)])
 def test_tiles_give_what_the_whole_gives(size):
-    config = Config(widths=(8, 12), blocks=(1, 1), embedding=16)
+    config = Config(width=8, blocks=2, embedding=16)
     made = network(config)
     whole, tiled = Embedded(made, tile=None), Embedded(made, tile=208)
     assert tiled.overlap >= 4 * config.radius
@@ -257,14 +299,14 @@ def test_what_ships_beats_bicubic_in_the_mean_and_has_detail_in_a_sample(name):
 
 
 def test_a_file_gives_the_network_back_in_float16(tmp_path):
-    config = Config(0.12, (8, 12), (1, 2), 2, 16, process=ProcessConfig("domain_shift", {"t1": 1 / 3}))
+    config = Config(0.12, 8, 3, 2, 16, process=ProcessConfig("domain_shift", {"t1": 1 / 3}))
     made, about = network(config), {"pictures": ["a", "b"], "steps": 5}
     save(tmp_path / "a.safetensors", made, about)
     assert {t.dtype for t in load_file(tmp_path / "a.safetensors").values()} == {torch.float16}
     state = torch.get_rng_state()
     back = load(tmp_path / "a.safetensors", device="cpu")
     assert torch.equal(torch.get_rng_state(), state)
-    assert back.network.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert back.network.members[0].first.weight.is_contiguous(memory_format=torch.channels_last)
     assert (back.network.config, dict(back.about)) == (config, about)
     for name, tensor in back.network.state_dict().items():
         assert tensor.dtype == torch.float32
@@ -287,7 +329,7 @@ def test_it_trains_in_half_precision_and_can_be_copied():
     for name, parameter in made.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
     twin = copy.deepcopy(made)
-    assert twin.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert twin.members[0].first.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(twin(x, x_hat0, 0.2), made(x, x_hat0, 0.2))
 
 
@@ -310,18 +352,33 @@ def edited(path, weights, tensors=None, **described):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"tensors": lambda t: {n: v for n, v in t.items() if n != "first.bias"}}, r"a\.safetensors: no tensor first\.bias"),
+        (
+            {"tensors": lambda t: {n: v for n, v in t.items() if n != BIAS}},
+            r"a\.safetensors: no tensor members\.0\.first\.param.*bias",
+        ),
         ({"tensors": lambda t: t | {"more": torch.ones(1)}}, r"a\.safetensors: unexpected tensor more"),
         (
-            {"tensors": lambda t: t | {"first.bias": torch.ones(3)}},
-            r"first\.bias is float32 \(3,\); floating \(8,\) is needed",
+            {"tensors": lambda t: t | {BIAS: torch.ones(3)}},
+            r"members\.0\.first\.param.*bias.* is float32 \(3,\); floating \(1,\) is needed",
         ),
-        ({"tensors": lambda t: t | {"first.bias": t["first.bias"] * torch.nan}}, r"a\.safetensors: first\.bias is not finite"),
-        ({"format": 2}, r"a\.safetensors: dosde\.embedded: format 2, predicts x0; 1 and x0 are known"),
+        (
+            {"tensors": lambda t: t | {BIAS: t[BIAS] * torch.nan}},
+            r"a\.safetensors: members\.0\.first\.param.*bias.* is not finite",
+        ),
+        ({"format": 1}, r"a\.safetensors: dosde\.embedded: format 1, predicts x0; 2 and x0 are known"),
         ({"predicts": "eps"}, r"predicts eps"),
         ({"config": {"depth": 3}}, r"a\.safetensors: dosde\.embedded: depth: unknown; the keys are scale, "),
-        ({"config": {"widths": [8, 0]}}, r"widths: \[8, 0\]; a tuple of positive integers"),
-        ({"config": {"widths": [10**6, 10**6]}}, r"first\.weight is float16 \(8, .*; floating \(1000000, "),
+        ({"config": {"width": 0}}, r"width: 0; a positive integer"),
+        ({"config": {"width": 80}}, r"\d+ weights; \d+ or more are needed for what its config says"),
+        ({"config": {"embedding": 10**9}}, r"\d+ weights; 10000000\d+ or more are needed"),
+        ({"config": {"channels": 10**6}}, r"\d+ weights; \d+ or more are needed"),
+        ({"config": {"fold": 10**4}}, r"\d+ weights; \d+ or more are needed"),
+        ({"config": {"blocks": 10**3000}}, r"blocks: 1000+; a positive integer"),
+        ({"config": {"scale": 10**400}}, r"scale: 1000+; a positive number"),
+        ({"config": {"process": {"kind": "flow", "parameters": {"kappa": 10**400}}}}, r"process: flow with "),
+        ({"config": {"fold": 2}}, r"members\.0\.first\.param.* is float16 \(891,\); floating \(\d+,\) is needed"),
+        ({"config": {"members": 10**9}}, r"\d+ weights; \d+ or more are needed"),
+        ({"config": {"width": 8 * 10**5}}, r"\d+ weights; \d{13} or more are needed for what"),
         ({"config": {"scale": 0}}, r"scale: 0; a positive number"),
         ({"config": {"process": {"kind": "cold", "parameters": {}}}}, r"process: kind 'cold'; one of domain_shift, "),
         ({"config": {"process": {"kind": "flow", "parameters": {"beta": 1}}}}, r"process: flow with \{'beta': 1\}"),
@@ -356,8 +413,8 @@ def test_what_cannot_be_saved(tmp_path):
         save(tmp_path / "a.pt", made, {})
     with pytest.raises(ValueError, match=r"about: .*what JSON can hold"):
         save(tmp_path / "a.safetensors", made, {"loss": float("nan")})
-    made.first.bias[0] = 1e6
-    with pytest.raises(ValueError, match=r"network: first\.bias is not finite in float16"):
+    made.get_parameter(BIAS)[0] = 1e6
+    with pytest.raises(ValueError, match=r"network: members\.0\.first\.param.*bias.* is not finite in float16"):
         save(tmp_path / "a.safetensors", made, {})
     assert not list(tmp_path.iterdir())
 
@@ -365,9 +422,9 @@ def test_what_cannot_be_saved(tmp_path):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"widths": (8, 8), "blocks": (1,)}, r"blocks: \(1,\) for widths \(8, 8\)"),
-        ({"widths": ()}, r"widths: \(\); a tuple of positive integers"),
-        ({"blocks": (1, 1.5, 1)}, r"blocks: \(1, 1\.5, 1\)"),
+        ({"width": 12}, r"width: 12; a multiple of 8"),
+        ({"width": (8, 8)}, r"width: \(8, 8\); a positive integer"),
+        ({"blocks": 1.5}, r"blocks: 1\.5; a positive integer"),
         ({"fold": 0}, r"fold: 0; a positive integer"),
         ({"embedding": True}, r"embedding: True"),
         ({"scale": float("nan")}, r"scale: nan; a positive number"),
@@ -381,11 +438,11 @@ def test_wrong_configurations(how, message):
 
 def test_wrong_arguments(weights):
     made = network()
-    for shapes in (((1, 3, 8, 8), (1, 3, 8, 16)), ((1, 3, 8, 12),) * 2, ((1, 1, 8, 8),) * 2, ((3, 8, 8),) * 2):
-        with pytest.raises(ValueError, match=r"H and W multiples of 8, is needed"):
+    for shapes in (((1, 3, 8, 8), (1, 3, 8, 16)), ((1, 3, 8, 10),) * 2, ((1, 1, 8, 8),) * 2, ((3, 8, 8),) * 2):
+        with pytest.raises(ValueError, match=r"H and W multiples of 4, is needed"):
             made(*(torch.zeros(s) for s in shapes), 0.2)
-    with pytest.raises(ValueError, match=r"tile: 100; a multiple of 8 above"):
-        load(weights, tile=100)
+    with pytest.raises(ValueError, match=r"tile: 101; a multiple of 4 above"):
+        load(weights, tile=101)
     with pytest.raises(ValueError, match=r"dtype: 'int8'; auto, float32"):
         load(weights, dtype="int8")
     backbone = load(weights)
@@ -412,7 +469,7 @@ def test_upscale(weights, tmp_path, mode):
     [
         (["--weights", "missing.safetensors"], "--weights: missing.safetensors; no such file"),
         (["--prompt", "a"], "--prompt: needs --backbone sd21, and the backbone is embedded"),
-        (["--weights", "WEIGHTS", "--tile", "100"], "--tile: 100; a multiple of 8 above"),
+        (["--weights", "WEIGHTS", "--tile", "101"], "--tile: 101; a multiple of 4 above"),
         (["--weights", "WEIGHTS", "--device", "nowhere"], "--device: nowhere"),
         (["--weights", "WEIGHTS", "--order", "6"], "--order: 6; 1 to 5 is needed with --steps 5"),
     ],

@@ -314,7 +314,7 @@ def test_what_is_written_and_printed(pair, tmp_path, capsys):
 
 def test_weights_are_named_and_hashed(pair, tmp_path):
     path = tmp_path / "tiny.safetensors"
-    embedded.save(path, embedded.Network(embedded.Config(widths=(8, 12), blocks=(1, 1), embedding=16)), {})
+    embedded.save(path, embedded.Network(embedded.Config(width=8, blocks=1, embedding=16)), {})
     out = tmp_path / "a.json"
     assert run("--pairs", pair, "--weights", path, "--backbone", "embedded", "--tile", "none", "-o", out, "--steps", "2") == 0
     method = written(out)["method"]

@@ -35,7 +35,7 @@ def small():
     made = {}
     for name in paper_tables.NAMES:
         wanted = config.load(paper_tables.CONFIGS / f"{name}.toml")
-        options = {"scale": 0.12, "widths": [4, 4], "blocks": [1, 1], "embedding": 4}
+        options = {"scale": 0.12, "width": 8, "blocks": 1, "embedding": 4}
         if wanted.model.network.startswith("paper_networks"):
             made[name] = getattr(paper_networks, wanted.model.network.split(":")[1])(**options)
         else:
@@ -62,9 +62,9 @@ def test_a_row_takes_as_many_calls_as_it_says(key, row, small):
 
 def test_orders_and_calls_are_ordered_alike_without_any_training():
     """As docs/paper_tables.md warns: the best linear estimate, which an untrained network is, has Table 3 and Figure 4 to 5."""
-    hr, x_hat0 = shipped.pairs(16)["coffee"]
+    hr, x_hat0 = shipped.pairs()["coffee"]
     hr, x_hat0 = (p[..., :192, :192] for p in (hr, embedded.source(x_hat0, hr.shape[-2:])))
-    network = embedded.Network(embedded.Config(scale=0.12, widths=(4, 4), blocks=(1, 1), embedding=4)).eval()
+    network = embedded.Network(embedded.Config(scale=0.12, width=8, blocks=1, embedding=4)).eval()
     for key, count in (("3", 3), ("fig4", 5)):
         rows = [paper_tables.measured(row, network, {"coffee": (hr, x_hat0)}) for row in paper_tables.TABLES[key].rows[:count]]
         texture = [paper_tables.mean(row, "texture") for row in rows]

@@ -1,4 +1,4 @@
-"""The two measures of benchmarks/realism.py know what they should, and what they should not."""
+"""The measures of benchmarks/realism.py know what they should, and what they should not."""
 
 import numpy as np
 import pytest
@@ -69,3 +69,18 @@ def test_grain_of_the_right_power_passes_the_spectrum_and_not_the_texture(truth)
     grain, y = (p.expand(-1, 3, -1, -1) for p in (grain, y))
     assert realism.spectrum_error(grain, y, 4) < 1.5
     assert realism.texture_error(grain, y, 4) > 0.3
+
+
+def test_grain_is_what_noise_adds_where_the_truth_is_flat(truth):
+    """Detail where the truth has detail is none, nor is a shift of brightness."""
+    noise = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    board = (torch.arange(256)[:, None] + torch.arange(128)) % 2 - 0.5
+    flat = torch.cat([0.5 + 0.02 * board.expand(1, 3, -1, -1), 0.5 + 0.2 * noise[..., 128:]], 3)
+    assert realism.grain(flat, flat) == 1
+    assert realism.grain(truth + 0.1, truth) == pytest.approx(1, abs=1e-5)
+    assert realism.grain(flat + 0.02 * noise, flat) == pytest.approx(3**0.5, rel=0.05)  # (2 d)^2 + 2 std^2, d = 0.01
+    assert realism.grain(0.5 + 2 * (flat - 0.5), flat) == pytest.approx(2, rel=0.01)
+    assert realism.grain(blurred(truth, 1.0), truth) < 1
+    constant = torch.full_like(truth, 0.5)
+    assert realism.grain(constant, constant) == 1
+    assert realism.grain(constant + noise / 255, constant) == pytest.approx(13**0.5, rel=0.02)  # (2 + 1/6) over 1/6

@@ -7,16 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from backbones import files
 from backbones.embedded import Config, Network, load, save, symmetry
 
-MOVES = [symmetry.fixed(3), symmetry.folded(2, 4), symmetry.eights(16), symmetry.eights(8, 2)]
+MOVES = [symmetry.fixed(3), symmetry.folded(2, 4), symmetry.eights(16)]
 MOVES.append(symmetry.joined(*MOVES))
 CONFIGS = [
-    Config(widths=(8,), blocks=(2,), embedding=16, gain=True, symmetric=True),
-    Config(widths=(16, 8), blocks=(1, 1), fold=2, embedding=16, symmetric=True),
-    Config(widths=(8, 16, 24), blocks=(1, 2, 1), embedding=16, symmetric=True),
+    Config(width=8, blocks=2, embedding=16),
+    Config(width=16, blocks=1, fold=2, embedding=16),
+    Config(width=24, blocks=4, embedding=16),
 ]
 
 
@@ -73,28 +74,24 @@ def test_a_tied_layer_moves_its_output_as_its_input(kernel, stride, outputs, inp
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_symmetric_network_gives_the_same_in_all_positions_and_another_does_not(config):
+def test_a_network_gives_the_same_in_all_positions(config):
     x, x_hat0 = torch.randn(2, 3, 16, 32, dtype=torch.float64), torch.rand(2, 3, 16, 32, dtype=torch.float64) * 2 - 1
-    plain = random(Config(widths=config.widths, blocks=config.blocks, fold=config.fold, embedding=16))
     made = random(config)
     for a in range(1, 8):
         moved = [symmetry.positioned(p, a) for p in (x, x_hat0)]
         for t in (0.1, 0.5):
-            whole = symmetry.positioned(made(x, x_hat0, t), a)
-            assert torch.allclose(made(*moved, t), whole, atol=1e-12)
-            assert not torch.allclose(plain(*moved, t), symmetry.positioned(plain(x, x_hat0, t), a), atol=1e-2)
+            whole = made(x, x_hat0, t)
+            assert torch.allclose(made(*moved, t), symmetry.positioned(whole, a), atol=1e-12)
+            assert moved[0].shape != whole.shape or not torch.allclose(made(*moved, t), whole, atol=1e-2)
 
 
 def test_an_eighth_of_the_weights_is_free_and_all_of_them_learn():
-    config = Config(widths=(16, 24), blocks=(1, 1), embedding=16)
-    plain = Network(config)
-    made = Network(Config(widths=(16, 24), blocks=(1, 1), embedding=16, symmetric=True))
-    untied = ("time", "last.bias", "last.parametrizations.bias")  # the places of a cell, of the last bias, are not eight each
-    whole, free = (sum(p.numel() for n, p in m.named_parameters() if not n.startswith(untied)) for m in (plain, made))
-    assert 8 * free == whole
-    for name in ("first", "last"):
-        assert getattr(made, name).weight.shape == getattr(plain, name).weight.shape
-        assert getattr(made, name).weight.is_contiguous(memory_format=torch.channels_last)
+    made = Network(Config(width=16, blocks=2, embedding=16))
+    for layer in made.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and parametrize.is_parametrized(layer):
+            free = layer.parametrizations.weight.original.numel()
+            assert 8 * free == layer.weight.numel()
+            assert layer.weight.ndim == 2 or layer.weight.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         for parameter in made.parameters():
             if not parameter.any():
@@ -105,16 +102,21 @@ def test_an_eighth_of_the_weights_is_free_and_all_of_them_learn():
         assert parameter.grad.ne(0).float().mean() > 0.9, name
 
 
-def test_it_starts_as_another_network_does():
-    """F = 0; the weights of the first layer and of the blocks with the std that torch gives; doubling without a grid."""
+def test_a_tied_layer_starts_as_the_layer_did():
+    """Its weights have the std that torch gives them."""
     torch.manual_seed(0)
-    plain, made = Network(Config()), Network(Config(symmetric=True))
-    x, x_hat0 = torch.randn(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
-    assert torch.equal(made(x, x_hat0, 0.2), plain(x, x_hat0, 0.2))
-    for get in (lambda m: m.first.weight, lambda m: m.middle[0].first.weight, lambda m: m.down[0][0].second.weight):
-        assert float(get(made).detach().std()) == pytest.approx(float(get(plain).detach().std()), rel=0.05)
-    doubled = made.finer[0].weight.reshape(-1, 4, made.config.widths[1])
-    assert torch.equal(doubled, doubled[:, :1].expand_as(doubled))
+    layer = nn.Conv2d(64, 64, 3)
+    std = float(layer.weight.detach().std())
+    symmetry.tie(layer, symmetry.eights(64), symmetry.eights(64))
+    assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_least_of_numbers_is_nearly_all_of_them(config):
+    """`Config.least`, which refuses files: without the biases, and the first layer of the time."""
+    made = Network(config)
+    counted = sum(p.numel() for name, p in made.named_parameters() if "bias" not in name and "time.0" not in name)
+    assert config.least == counted
 
 
 def test_its_file_holds_the_free_weights(tmp_path):
@@ -131,23 +133,15 @@ def test_its_file_holds_the_free_weights(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_wrong_configurations():
-    with pytest.raises(ValueError, match=r"widths: \(8, 12\); multiples of 8 are needed where symmetric"):
-        Config(widths=(8, 12), blocks=(1, 1), symmetric=True)
-    with pytest.raises(ValueError, match=r"symmetric: 1; true or false is needed"):
-        Config(symmetric=1)
+def test_a_wrong_width():
+    with pytest.raises(ValueError, match=r"width: 12; a multiple of 8 is needed"):
+        Config(width=12)
 
 
 def test_a_file_that_claims_too_much_is_refused_before_it_takes_memory(tmp_path):
     save(tmp_path / "a.safetensors", Network(CONFIGS[0]), {})
     said = json.loads(files.metadata(tmp_path / "a.safetensors")["dosde.embedded"])
-    said["config"]["widths"] = [8 * 10**5]
+    said["config"]["width"] = 8 * 10**5
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"dosde.embedded": json.dumps(said)})
-    with pytest.raises(ValueError, match=r"b\.safetensors: \d+ weights; \d+ or more are needed"):
+    with pytest.raises(ValueError, match=r"b\.safetensors: \d+ weights; \d{13} or more are needed for what"):
         load(tmp_path / "b.safetensors")
-
-
-def test_a_file_of_before_it_is_not_symmetric():
-    said = Config(widths=(8,), blocks=(1,)).to_json()
-    del said["symmetric"]
-    assert Config.from_json(said) == Config(widths=(8,), blocks=(1,))

@@ -77,11 +77,11 @@ def train(out, start="new", **changes):
 
 def test_what_was_trained_upscales(tmp_path):
     """The network of the backbone embedded: its file has what the command needs, the process of the config among it."""
-    sizes = {"network": "backbones.embedded:Network", "options": {"widths": [8, 8], "blocks": [1, 1], "embedding": 8}}
+    sizes = {"network": "backbones.embedded:Network", "options": {"width": 8, "blocks": 1, "embedding": 8}}
     path = train(tmp_path / "run", model=sizes, process={"t1": 0.25}, data={"crop": 32})
     backbone = embedded.load(path)
     assert backbone.process.t1 == 0.25
-    assert backbone.network.config.widths == (8, 8)
+    assert backbone.network.config.width == 8
     averaged = {name[4:]: tensor for name, tensor in last(tmp_path / "run").items() if name.startswith("ema.")}
     for name, tensor in backbone.network.state_dict().items():
         assert torch.allclose(tensor.float(), averaged[name], rtol=1e-3, atol=1e-6), name

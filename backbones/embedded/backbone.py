@@ -7,7 +7,7 @@ learnt to restore. To another scale its result is brought by bicubic interpolati
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +23,14 @@ from backbones.tiling import tiled
 from dosde.method import Method
 from dosde.solve import Model
 
-from .network import Config, Network, laid_out
-from .symmetry import EIGHT
+from .network import Config, Network
 
-_KEY, _FORMAT = "dosde.embedded", 1
+_KEY, _FORMAT = "dosde.embedded", 2
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 """What ships, trained by configs/embedded.toml. docs/embedded.md has its measure."""
 _SCALE = 4
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_TILE = 2048  # about 200 bytes a pixel at the default widths: 0.8 GB
+_TILE = 2048  # about 200 bytes a pixel at the default width: 0.8 GB
 
 
 def source(picture: Tensor, size: Sequence[int]) -> Tensor:
@@ -66,16 +65,16 @@ class Embedded:
     least_scale = 1.0
 
     def __post_init__(self) -> None:
-        if self.tile is not None and (self.tile % self.network.config.multiple or self.tile <= self.overlap):
+        if self.tile is not None and (self.tile % self.network.config.fold or self.tile <= self.overlap):
             raise ValueError(
-                f"tile: {self.tile}; a multiple of {self.network.config.multiple} above {self.overlap}, the overlap, is needed"
+                f"tile: {self.tile}; a multiple of {self.network.config.fold} above {self.overlap}, the overlap, is needed"
             )
 
     @property
     def overlap(self) -> int:
         """Of the tiles, in pixels."""
         c = self.network.config
-        return math.ceil(Fraction(4 * c.radius, c.multiple)) * c.multiple
+        return math.ceil(Fraction(4 * c.radius, c.fold)) * c.fold
 
     @property
     def process(self) -> dosde.Process:
@@ -107,10 +106,10 @@ class Embedded:
             raise ValueError(f"scale: {scale}; a number of at least 1 is needed")
         h, w = picture.shape[-2:]
         size = max(1, round(h * scale)), max(1, round(w * scale))
-        place = self.network.last.weight.device
+        place = self.network.weight.device
         x_hat0 = source(picture.to(place, torch.float32), (_SCALE * h, _SCALE * w)).expand(-1, 3, -1, -1)
         made = Conditioning((_SCALE * h, _SCALE * w), size, picture.shape[1] == 1, picture.device)
-        return images.mirrored(x_hat0, self.network.config.multiple).contiguous(), made
+        return images.mirrored(x_hat0, self.network.config.fold).contiguous(), made
 
     def denoiser(self, conditioning: Conditioning) -> Model:
         """The network, in tiles where the picture is large."""
@@ -119,7 +118,7 @@ class Embedded:
             tile = self.tile or max(x.shape[-2:])
             return tiled(
                 lambda *crops: self.network(*crops, t), (x, x_hat0), tile, self.overlap if self.tile else 0,
-                multiple=self.network.config.multiple,
+                multiple=self.network.config.fold,
             )  # fmt: skip
 
         return x_theta
@@ -168,12 +167,10 @@ def load(
     config, about = _described(Path(weights))
     if dtype != "auto" and dtype not in _DTYPES:
         raise ValueError(f"dtype: {dtype!r}; auto, {', '.join(_DTYPES)}, is needed")
+    held, least = sum(t.numel() for t in tensors.values()), config.least
+    if held < least:  # the network takes memory and time, on the meta device too: what symmetry ties together
+        raise ValueError(f"checkpoint: {weights}: {held} weights; {least} or more are needed for what its config says")
     with torch.device("meta"):  # no memory before the shapes are known to be those of the file, and no random numbers
-        # What symmetry ties together takes memory; so not before the file is seen to hold an eighth of all.
-        whole = Network(replace(config, symmetric=False))
-        held, needed = (sum(t.numel() for t in parts) for parts in (tensors.values(), whole.parameters()))
-        if config.symmetric and held < needed / EIGHT:
-            raise ValueError(f"checkpoint: {weights}: {held} weights; {needed // EIGHT} or more are needed")
         network = Network(config)
     wanted = network.state_dict()
     for name, like in wanted.items():
@@ -189,11 +186,11 @@ def load(
         raise ValueError(f"checkpoint: {weights}: unexpected tensor {unknown[0]}")
     place = backbones.device(device)
     kind = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
-    network.load_state_dict({name: laid_out(t.to(place, kind)) for name, t in tensors.items()}, assign=True)
+    network.load_state_dict({name: t.to(place, kind) for name, t in tensors.items()}, assign=True)
     files.aligned(network.to(place).eval().requires_grad_(False))
     if tile == "auto":
         overlap = Embedded(network, tile=None).overlap
-        tile = max(_TILE, 2 * overlap) if _TILE % config.multiple == 0 else 2 * overlap
+        tile = max(_TILE, 2 * overlap) if _TILE % config.fold == 0 else 2 * overlap
     if isinstance(tile, str):
         raise ValueError(f"tile: {tile!r}; a number of pixels, 'auto' or None is needed")
     return Embedded(network, about, tile)
@@ -209,6 +206,6 @@ def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
         if made["format"] != _FORMAT or made["predicts"] != "x0":
             raise ValueError(f"format {made['format']}, predicts {made['predicts']}; {_FORMAT} and x0 are known here")
         return Config.from_json(made["config"]), dict(made["about"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"checkpoint: {path}: {_KEY}: {reason}") from None

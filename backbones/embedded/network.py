@@ -8,17 +8,21 @@ s w is the best linear estimate of r. The network F sees w, that estimate in uni
 vanishes where x says nothing (a = 0, the start, whose answer so depends on x_hat0 alone), and F has unit variance to aim at
 at all times (Karras et al. 2022, Section 5, for the residual). sigma = 0 gives x itself. Nothing is divided by a or sigma.
 
-s is one number, but a sky has less of a residual than leaves have, and its best linear estimate less of w. So F may have a
-gain, F = F0 + F1 w, a number for each element: to take w away is then one of F1, and not a picture of noise to be made by F0.
+s is one number, but a sky has less of a residual than leaves have, and its best linear estimate less of w. So F = F0 + F1 w:
+where w is to be taken away F1 says so by a number, and F0 need not draw the noise in order to cancel it.
 
-F is a U-Net on pixels folded 4 by 4 into channels, so that its widest convolutions run at low resolution. It has no
-normalisation and no attention: an output pixel depends on x and x_hat0 within `radius` of it alone.
+F is a residual network on pixels folded 4 by 4 into channels, so that it runs at low resolution. It has no normalisation and
+no attention: an output pixel depends on x and x_hat0 within `radius` of it alone. And it treats the eight positions of a
+picture, turned and mirrored, alike (`symmetry`), so that no position has to be learnt by itself.
+
+F may be the mean of several such networks. In training mode it is not: each sample of a batch is given to one of them in
+turn, so that they learn from different samples and err differently, which is what the mean is better by (a deep ensemble,
+Lakshminarayanan et al. 2017).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,12 +74,12 @@ class ProcessConfig:
         """The process."""
         try:
             return _PROCESSES[self.kind](**self.parameters)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"process: {self.kind} with {dict(self.parameters)} ({error})") from None
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 @dataclass(frozen=True)
@@ -83,59 +87,44 @@ class Config:
     """What makes a Network, but for its weights.
 
     scale      s: std of x0 - x_hat0 per element, over the training pictures in [-1, 1].
-    widths     channels of each level; the picture is halved from one to the next.
-    blocks     residual blocks of each level: on the way down and again on the way up; the last level has them once.
-    fold       pixels of a side that become channels before the first level.
+    width      channels, a multiple of 8.
+    blocks     residual blocks, of two convolutions each.
+    fold       pixels of a side that become channels.
     embedding  channels of the time.
-    gain       whether F = F0 + F1 w.
-    symmetric  whether a picture turned by 90 degrees, or mirrored, gives the same result in that position; see `symmetry`.
+    members    networks that F is the mean of.
     """
 
     scale: float = 0.15
-    widths: tuple[int, ...] = (64, 96, 128)
-    blocks: tuple[int, ...] = (3, 2, 2)
+    width: int = 32
+    blocks: int = 16
     fold: int = 4
     embedding: int = 128
     channels: int = 3
     process: ProcessConfig = ProcessConfig()
-    gain: bool = False
-    symmetric: bool = False
+    members: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("widths", "blocks"):
-            values = getattr(self, name)
-            if not isinstance(values, (tuple, list)) or not values or not all(map(_positive, values)):
-                raise ValueError(f"{name}: {values!r}; a tuple of positive integers is needed")
-            object.__setattr__(self, name, tuple(values))
-        if len(self.widths) != len(self.blocks):
-            raise ValueError(f"blocks: {self.blocks} for widths {self.widths}; as many are needed, one a level")
-        for name in ("fold", "embedding", "channels"):
+        for name in ("width", "blocks", "fold", "embedding", "channels", "members"):
             if not _positive(getattr(self, name)):
                 raise ValueError(f"{name}: {getattr(self, name)!r}; a positive integer is needed")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not 0 < self.scale < math.inf:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not 0 < self.scale < 1e9:
             raise ValueError(f"scale: {self.scale!r}; a positive number is needed")
         if not isinstance(self.process, ProcessConfig):
             raise ValueError(f"process: {self.process!r}; a ProcessConfig is needed")
-        for name in ("gain", "symmetric"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: {getattr(self, name)!r}; true or false is needed")
-        if self.symmetric and any(width % symmetry.EIGHT for width in self.widths):
-            raise ValueError(f"widths: {self.widths}; multiples of {symmetry.EIGHT} are needed where symmetric")
-
-    @property
-    def multiple(self) -> int:
-        """What the sides of a picture must be multiples of."""
-        return self.fold << (len(self.widths) - 1)
+        if self.width % symmetry.EIGHT:
+            raise ValueError(f"width: {self.width}; a multiple of {symmetry.EIGHT} is needed")
 
     @property
     def radius(self) -> int:
-        """How many pixels away an output can see at most."""
-        size, last = self.fold, len(self.widths) - 1
-        seen = 2 * size + self.multiple - 1  # the first and the last convolution, and whole pixels of the last level
-        for level, blocks in enumerate(self.blocks):
-            seen += size * 2 * blocks * (1 if level == last else 2)
-            size *= 2
-        return seen
+        """How many pixels away an output can see at most: a cell for each convolution, and whole cells."""
+        return self.fold * (2 + 2 * self.blocks) + self.fold - 1
+
+    @property
+    def least(self) -> int:
+        """Of how many numbers its weights are made at least: all, but for biases and what has to do with the time alone."""
+        ends = 9 * self.width * self.channels * (4 * self.fold**2 + 1)
+        blocks = self.blocks * 2 * self.width * (9 * self.width + self.embedding)
+        return self.members * (self.embedding**2 + (ends + blocks) // symmetry.EIGHT)
 
     def to_json(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts of them."""
@@ -143,13 +132,14 @@ class Config:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "Config":
-        """The inverse of `to_json`; what a file does not name has its default. Errors: ValueError that names a key."""
+        """The inverse of `to_json`. Errors: ValueError that names a key."""
         if not isinstance(values, Mapping):
             raise ValueError(f"config: {values!r}; values by name are needed")
         known = Config.__dataclass_fields__
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(f"{unknown[0]}: unknown; the keys are {', '.join(known)}")
-        process = values.get("process", asdict(ProcessConfig()))
+        if set(values) != set(known):
+            wrong = sorted(set(values) ^ set(known))[0]
+            raise ValueError(f"{wrong}: {'unknown' if wrong in values else 'missing'}; the keys are {', '.join(known)}")
+        process = values["process"]
         if not isinstance(process, Mapping) or set(process) != {"kind", "parameters"}:
             raise ValueError(f"process: {process!r}; kind and parameters are needed")
         return Config(**{**values, "process": ProcessConfig(**process)})
@@ -158,11 +148,11 @@ class Config:
 class Network(nn.Module):
     """(x, x_hat0, t) -> x0. The module's docstring has the equations.
 
-    x, x_hat0: (batch, 3, H, W), x_hat0 in [-1, 1], H and W multiples of `config.multiple`. t: one time, or one a sample.
-    F runs in the dtype of the weights (or of autocast), all else in that of x. For `solve`:
-    dosde.Denoiser(network, network.process, predicts="x0").
+    x, x_hat0: (batch, 3, H, W), x_hat0 in [-1, 1], H and W multiples of `config.fold`. t: one time, or one a sample.
+    F runs in the dtype of the weights (or of autocast), all else in that of x. For `solve`, in evaluation mode:
+    dosde.Denoiser(network, network.process, predicts="x0"). It can be copied, and kept by `save`, but not pickled.
 
-    >>> network = Network(Config(widths=(8, 8), blocks=(1, 1)))
+    >>> network = Network(Config(width=8, blocks=1)).eval()
     >>> x_hat0 = torch.zeros(2, 3, 16, 24)
     >>> network(torch.randn(2, 3, 16, 24), x_hat0, torch.tensor([0.5, 0.0])).shape
     torch.Size([2, 3, 16, 24])
@@ -174,63 +164,20 @@ class Network(nn.Module):
         self.process = config.process.process()
         if self.process.field_shape:
             raise ValueError("process: eta is a field; one eta is needed")
-        folded, widths, e = config.channels * config.fold**2, config.widths, config.embedding
-        self.time = nn.Sequential(nn.Linear(1 + 2 * _FREQUENCIES, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
-        # w, and x_hat0 as the mean of a cell of folded pixels and the deviations from it, in units of s.
-        self.first = nn.Conv2d(2 * folded + config.channels, widths[0], 3, padding=1)
+        self.members = nn.ModuleList(Member(config) for _ in range(config.members))
 
-        def blocks(level: int) -> Blocks:
-            return Blocks(Block(widths[level], e) for _ in range(config.blocks[level]))
-
-        pairs = list(pairwise(widths))
-        self.down = nn.ModuleList(blocks(level) for level in range(len(pairs)))
-        self.coarser = nn.ModuleList(nn.Conv2d(width, wider, 2, stride=2) for width, wider in pairs)
-        self.middle = blocks(len(pairs))
-        self.finer = nn.ModuleList(nn.Conv2d(wider, 4 * width, 1) for width, wider in pairs)
-        self.up = nn.ModuleList(blocks(level) for level in range(len(pairs)))
-        self.last = nn.Conv2d(widths[0], (1 + config.gain) * folded, 3, padding=1)
-        self._initialise()
-        if config.symmetric:
-            self._tie()
-        for parameter in self.parameters():
-            parameter.data = laid_out(parameter.data)
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """F = 0 at first, so the best linear estimate; blocks that hardly change what they get; doubling without a grid."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.second.weight *= 0.1
-                module.modulation.weight.zero_()
-                module.modulation.bias.zero_()
-        for parameter in self.finer.parameters():
-            parameter.copy_(parameter[::4].repeat_interleave(4, 0))
-        for parameter in self.last.parameters():
-            parameter.zero_()
-
-    def _tie(self) -> None:
-        """An eighth of the weights is free."""
-        c, eights = self.config, symmetry.eights
-        folded = symmetry.folded(2 * c.channels, c.fold)
-        symmetry.tie(self.first, eights(c.widths[0]), symmetry.joined(folded, symmetry.fixed(c.channels)))
-        symmetry.tie(self.last, symmetry.folded((1 + c.gain) * c.channels, c.fold), eights(c.widths[0]))
-        for (width, wider), coarser, finer in zip(pairwise(c.widths), self.coarser, self.finer, strict=True):
-            symmetry.tie(coarser, eights(wider), eights(width))
-            symmetry.tie(finer, eights(width, 2), eights(wider))
-        for block in self.modules():
-            if isinstance(block, Block):
-                channels = eights(block.first.in_channels)
-                symmetry.tie(block.first, channels, channels)
-                symmetry.tie(block.second, channels, channels)
-                symmetry.tie(block.modulation, symmetry.joined(channels, channels), symmetry.fixed(c.embedding))
+    @property
+    def weight(self) -> Tensor:
+        """One of the weights, of the device and the dtype of all."""
+        return next(self.parameters())
 
     def forward(self, x: Tensor, x_hat0: Tensor, t: float | Tensor) -> Tensor:
         """The estimate of x0. Errors: ValueError for shapes that do not fit."""
         c = self.config
-        if x.ndim != 4 or x.shape != x_hat0.shape or x.shape[1] != c.channels or any(n % c.multiple for n in x.shape[-2:]):
+        if x.ndim != 4 or x.shape != x_hat0.shape or x.shape[1] != c.channels or any(n % c.fold for n in x.shape[-2:]):
             raise ValueError(
                 f"x, x_hat0: shapes {tuple(x.shape)}, {tuple(x_hat0.shape)}; (batch, {c.channels}, H, W) of both, H and W "
-                f"multiples of {c.multiple}, is needed"
+                f"multiples of {c.fold}, is needed"
             )
         m = self.process._over_batch(t, x)
         n = torch.hypot(c.scale * m.a, m.sigma)
@@ -243,41 +190,78 @@ class Network(nn.Module):
 
     def _predicted(self, w: Tensor, x_hat0: Tensor, theta: Tensor) -> Tensor:
         """F; theta from 0 to 1."""
-        fold, dtype = self.config.fold, self.last.weight.dtype
+        fold, weight = self.config.fold, self.weight
         mean = F.avg_pool2d(x_hat0, fold)
         detail = (x_hat0 - mean.repeat_interleave(fold, -1).repeat_interleave(fold, -2)) / self.config.scale
         h = torch.cat([F.pixel_unshuffle(w, fold), F.pixel_unshuffle(detail, fold), mean], 1)
+        h = h.to(weight.dtype).contiguous(memory_format=torch.channels_last)
         waves = theta.reshape(-1, 1) * torch.arange(1, _FREQUENCIES + 1) * math.pi
-        time = self.time(torch.cat([theta.reshape(-1, 1), waves.cos(), waves.sin()], 1).to(h.device, dtype))
-        h = self.first(h.to(dtype).contiguous(memory_format=torch.channels_last))
-        skips = []
-        for blocks, coarser in zip(self.down, self.coarser, strict=True):
-            h = blocks(h, time)
-            skips.append(h)
-            h = coarser(h)
-        h = self.middle(h, time)
-        for blocks, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
-            h = blocks(F.pixel_shuffle(finer(h), 2) + skips.pop(), time)
-        value = F.pixel_shuffle(self.last(F.silu(h)), fold).to(w.dtype)
-        if self.config.gain:
-            value, gain = value.chunk(2, 1)
-            value = torch.addcmul(value, gain, w)
+        time = torch.cat([theta.reshape(-1, 1), waves.cos(), waves.sin()], 1).to(weight.device, weight.dtype)
+        value, gain = F.pixel_shuffle(self._of_members(h, time), fold).to(w.dtype).chunk(2, 1)
+        return torch.addcmul(value, gain, w)
+
+    def _of_members(self, h: Tensor, time: Tensor) -> Tensor:
+        """What a Member returns: the mean of all, or, in training, for each sample that of one."""
+        count = len(self.members)
+        if not self.training or count == 1:
+            first, *others = self.members
+            total: Tensor = first(h, time)
+            for member in others:
+                total += member(h, time)
+            return total / count
+        if len(h) % count:
+            raise ValueError(f"x: a batch of {len(h)}; a multiple of the {count} members is needed in training mode")
+        turns = [torch.arange(k, len(h), count) for k in range(count)]
+        time = time.expand(len(h), -1)
+        parts = [member(h[turn], time[turn]) for member, turn in zip(self.members, turns, strict=True)]
+        return torch.cat(parts)[torch.cat(turns).argsort()]
+
+
+class Member(nn.Module):
+    """(h, time) -> (F0, F1), all folded.
+
+    h: (batch, channels, height, width) of w, of x_hat0 as the mean of a cell of folded pixels and the deviations from it, in
+    units of s. time: (batch or 1, waves of theta).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        folded, width, e = config.channels * config.fold**2, config.width, config.embedding
+        self.time = nn.Sequential(nn.Linear(1 + 2 * _FREQUENCIES, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        self.first = nn.Conv2d(2 * folded + config.channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(Block(width, e) for _ in range(config.blocks))
+        self.last = nn.Conv2d(width, 2 * folded, 3, padding=1)
+        for parameter in self.last.parameters():  # F = 0: the best linear estimate
+            nn.init.zeros_(parameter)
+        eights, pixels = symmetry.eights(width), symmetry.folded(2 * config.channels, config.fold)
+        symmetry.tie(self.first, eights, symmetry.joined(pixels, symmetry.fixed(config.channels)))
+        symmetry.tie(self.last, pixels, eights)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        """(batch, 2 channels fold^2, height, width)."""
+        time, h = self.time(time), self.first(h)
+        for block in self.blocks:
+            h = block(h, time)
+        value: Tensor = self.last(F.silu(h))
         return value
 
 
-def laid_out(weight: Tensor) -> Tensor:
-    """Channels last, which is twice as fast on a CPU."""
-    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
-
-
 class Block(nn.Module):
-    """h + second(silu(scale first(silu(h)) + shift)), scale and shift of the time."""
+    """h + second(silu(scale first(silu(h)) + shift)), scale and shift of the time; at first not far from h."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * width)
+        with torch.no_grad():
+            self.second.weight *= 0.1
+        for parameter in self.modulation.parameters():
+            nn.init.zeros_(parameter)
+        eights = symmetry.eights(width)
+        symmetry.tie(self.first, eights, eights)
+        symmetry.tie(self.second, eights, eights)
+        symmetry.tie(self.modulation, symmetry.joined(eights, eights), symmetry.fixed(embedding))
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
         """h: (batch, width, height, width of the picture); time: (batch or 1, embedding)."""
@@ -285,13 +269,3 @@ class Block(nn.Module):
         inner = torch.addcmul(shift, self.first(F.silu(h)), 1 + scale)
         out: Tensor = h + self.second(F.silu(inner))
         return out
-
-
-class Blocks(nn.ModuleList):
-    """Blocks of one level, one after the other."""
-
-    def forward(self, h: Tensor, time: Tensor) -> Tensor:
-        """As that of a Block."""
-        for block in self:
-            h = block(h, time)
-        return h

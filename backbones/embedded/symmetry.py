@@ -1,6 +1,6 @@
 """Weights by which a network treats a picture alike in its eight positions: turned by 90 degrees, and mirrored.
 
-    network(a x, a x_hat0, t) = a network(x, x_hat0, t)      for each position a
+    network(a x, a x_hat0, t) = a network(x, x_hat0, t)      for each position a, but for rounding
 
 Channels come in eights: what one filter sees, in each position. A weight is moved by a as a moves what it reads and what it
 writes, and elements that some a brings to each other's places are one number, so that an eighth of them is free (group
@@ -34,14 +34,14 @@ def folded(channels: int, side: int) -> Move:
     return _product(fixed(channels), moved)
 
 
-def eights(channels: int, side: int = 1) -> Move:
-    """Channels in groups of eight; each made of side x side, where pixel_shuffle comes next."""
-    cell = torch.arange(4, device="cpu").reshape(2, 2)  # the eight positions of it are all different
+def eights(channels: int) -> Move:
+    """Channels in groups of eight."""
+    cell = torch.arange(4, device="cpu").reshape(2, 2)  # its eight positions are all different
     every = torch.stack([positioned(cell, b) for b in range(EIGHT)])
     # What filter b sees after a, is what filter a^-1 b saw: a (a^-1 b) = b.
     after = [torch.stack([positioned(e, a) for e in every]) for a in range(EIGHT)]
     moved = torch.stack([(every[:, None] == made).flatten(2).all(2).int().argmax(1) for made in after])
-    return _product(_product(fixed(channels // EIGHT), moved), folded(1, side))
+    return _product(fixed(channels // EIGHT), moved)
 
 
 def joined(*moves: Move) -> Move:
@@ -80,12 +80,11 @@ class Shared(nn.Module):
 
     def __init__(self, first: Tensor) -> None:
         super().__init__()
-        self.shape = first.shape
-        in_memory = first.permute(0, 2, 3, 1) if first.ndim == 4 else first  # channels last: see `network.laid_out`
+        in_memory = first.permute(0, 2, 3, 1) if first.ndim == 4 else first  # channels last, twice as fast on a CPU
         self.stored = in_memory.shape
         representatives, index = torch.unique(in_memory, return_inverse=True)
         self.register_buffer("representatives", representatives, persistent=False)
-        self.register_buffer("index", index.flatten(), persistent=False)
+        self.register_buffer("index", index.flatten().int(), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
         whole = numbers.index_select(0, self.index).reshape(self.stored)

@@ -470,6 +470,7 @@ class Logs:
         if write:
             seconds = (time.perf_counter() - self.start) / (step - self.first)
             row = {"step": step, "loss": loss, "lr": rate, "grad_norm": norm, "seconds_a_step": round(seconds, 4)}
+            row["threads"] = torch.get_num_threads()
             self._write(row, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm})
 
     def validation(self, step: int, rows: list[Row]) -> None:

@@ -153,8 +153,7 @@ def _own_network(process: Process) -> Callable[..., nn.Module]:
         kept = embedded.ProcessConfig("flow", {"kappa": process.kappa})
 
     def make(**options: Any) -> nn.Module:
-        sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        return embedded.Network(embedded.Config(**sizes, process=kept))
+        return embedded.Network(embedded.Config(**options, process=kept))
 
     return make
 
