@@ -171,8 +171,8 @@ TABLES: dict[str, Table] = {
         ),
         ((1, 2), (2, 3), (3, 5), (5, 4)),
         "Here is no pretrained prior to adapt to, and the network sees the same at the same lam, whatever the shift, which so "
-        "only moves the five times: the smaller t1, the smaller their lam, and the further the result goes from the mean. Those "
-        "of DDPM begin at lam = 14, those of the shift at infinity.",
+        "only moves the five times: the smaller t1, the smaller their lam, and the further the result goes from the mean. "
+        "Those of DDPM begin at lam = 14, those of the shift at infinity.",
     ),
     "3": Table(
         "Table 3: the order of the solver (t1 = T/2, 5 calls; the paper's MUSIQ on DRealSR)",

@@ -292,6 +292,8 @@ def test_what_ships_beats_bicubic_in_the_mean_and_has_detail_in_a_sample(name):
     assert evaluation.psnr(mean, hr, 4) > evaluation.psnr(bicubic, hr, 4) + 0.4
     assert evaluation.ssim(mean, hr, 4) > evaluation.ssim(bicubic, hr, 4)
     assert realism.spectrum_error(sample, hr, 4) < 0.5 * realism.spectrum_error(bicubic, hr, 4)
+    assert evaluation.psnr(sample, hr, 4) > evaluation.psnr(bicubic, hr, 4) - 1
+    assert realism.grain(sample, hr) < 2  # no speckle
     assert float((mean.mean((-2, -1)) - hr.mean((-2, -1))).abs().max()) < 1 / 255  # no drift of colours
 
 
