@@ -75,6 +75,21 @@ def train(out, start="new", **changes):
     return loop.train(config.parse(tiny(out, **changes)), start=start, progress=False)
 
 
+def test_members_learn_the_same_in_parts_of_a_batch_and_parts_too_small_are_refused(tmp_path):
+    sizes = {"network": "backbones.embedded:Network", "options": {"width": 8, "blocks": 1, "embedding": 8, "members": 2}}
+    how = {"model": sizes, "process": {"t1": 0.25}, "data": {"crop": 32}, "batch": 4}
+    for parts in (1, 2):
+        train(tmp_path / f"{parts}", accumulate=parts, **how)
+    one, two = (last(tmp_path / f"{parts}") for parts in (1, 2))
+    for name, tensor in one.items():
+        if name.startswith("model."):
+            assert torch.allclose(tensor, two[name], rtol=1e-3, atol=1e-5), name
+            assert name.startswith("model.members")
+    with pytest.raises(ValueError, match=r"batch: 4 in 1 x 4 parts .*; in each a multiple of the 2 members is needed"):
+        train(tmp_path / "4", accumulate=4, **how)
+    assert not (tmp_path / "4" / "log.jsonl").exists()
+
+
 def test_what_was_trained_upscales(tmp_path):
     """The network of the backbone embedded: its file has what the command needs, the process of the config among it."""
     sizes = {"network": "backbones.embedded:Network", "options": {"width": 8, "blocks": 1, "embedding": 8}}

@@ -96,6 +96,10 @@ class Embedded:
                 raise ValueError(f"model.options: {self.config.model.options!r}; {' '.join(str(error).split())}") from None
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
+        members = self.trainable.config.members if isinstance(self.trainable, embedded.Network) else 1
+        if (self.config.batch // (world * self.config.accumulate)) % members:
+            parts = f"{self.config.batch} in {world} x {self.config.accumulate} parts (processes x accumulate)"
+            raise ValueError(f"batch: {parts}; in each a multiple of the {members} members is needed")
         return samples
 
     def place(self, device: torch.device) -> None:
