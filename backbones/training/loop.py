@@ -58,7 +58,6 @@ def train(
     Errors: ValueError before anything starts; `Stopped` or OSError afterwards, the last checkpoint whole.
     """
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
     out = Path(config.out)
     plain = json.loads(json.dumps(config.as_dict()))
@@ -73,8 +72,7 @@ def train(
     if found is not None:
         assert last is not None
         _check_shapes(last[1], found[0], job.trainable)
-    AcceleratorState._reset_state()  # of an earlier training in this process, which may have had another precision
-    accelerator = Accelerator(mixed_precision=config.precision, step_scheduler_with_optimizer=False)
+    accelerator = Accelerator(mixed_precision="no", step_scheduler_with_optimizer=False)  # see _in_precision
     if getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 2) != 2:
         raise ValueError("fsdp_version: 1; accelerate launch with --fsdp_version 2 is needed")
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -96,6 +94,7 @@ def train(
         job.trainable.parameters(), lr=own.lr, betas=(own.betas[0], own.betas[1]), eps=own.eps, weight_decay=own.weight_decay
     )
     model, optimizer = accelerator.prepare(job.trainable, optimizer)
+    network = _in_precision(model, config.precision, accelerator.device)
     average = Average(model, config.ema.decay, config.ema.warmup)
     first = 0
     if last is not None and found is not None:
@@ -131,7 +130,7 @@ def train(
                 batch = {name: _placed(name, value, accelerator.device) for name, value in next(stream).items()}
                 final = part == config.accumulate - 1
                 with contextlib.nullcontext() if final else accelerator.no_sync(model):
-                    losses = job.losses(model, batch)
+                    losses = job.losses(network, batch)
                     accelerator.backward(losses.mean() / config.accumulate)
                 parts.append(losses.detach())
             loss = float(accelerator.gather(torch.cat(parts)).double().mean())
@@ -237,6 +236,9 @@ class Average:
     """The exponential moving average of a model's parameters, float32 (of a sharded model, each process has its shard)."""
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
+        self.sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.values = [p.detach().float().clone() for p in self.parameters]
         self.decay, self.warmup = decay, warmup
@@ -267,6 +269,8 @@ class Average:
     def _set(self, values: list[Tensor]) -> None:
         for value, p in zip(values, self.parameters, strict=True):
             p.detach().copy_(value)
+        for module in self.sharded:
+            module.reshard()  # what it gathered, where no backward pass came after, is of the values before
 
 
 # -- State ------------------------------------------------------------------------------------------------------------------
@@ -363,6 +367,21 @@ def _placed(name: str, value: Tensor, device: torch.device) -> Tensor:
     return value if name == "part" else value.to(device, non_blocking=True)  # times are made on the host
 
 
+def _in_precision(model: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:
+    """The network, float32 on both sides. FSDP's own bf16 would round x_t, x_hat0, t and the estimate, too."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    if precision == "no":
+        return model
+
+    def network(*args: Any, **named: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            return model(*args, **named)
+
+    wide: Callable[..., Any] = convert_outputs_to_fp32(network)
+    return wide
+
+
 def _seed(*numbers: int) -> int:
     return int(np.random.default_rng([_NOISE, *numbers]).integers(2**63))
 
@@ -425,6 +444,7 @@ def validated(
 ) -> list[Row]:
     """All pictures by all numbers of steps, each with the same noise at every validation."""
     own, rows = config.validation, []
+    network = _in_precision(model, config.precision, device)
     model.eval()
     try:
         for name, (hr, lr) in pictures.items():
@@ -432,7 +452,7 @@ def validated(
                 how = dosde.presets.few_step(own.scale) if own.method == "few_step" else {}
                 noise = torch.Generator().manual_seed(config.seed)
                 with torch.no_grad():
-                    picture = job.upscaled(model, lr[None].to(device), steps, min(own.order, steps), noise, how)
+                    picture = job.upscaled(network, lr[None].to(device), steps, min(own.order, steps), noise, how)
                 picture = picture.float().cpu()
                 rows.append(Row(name, steps, *measured(picture, hr[None], config.data.scale), picture))
     finally:
