@@ -7,7 +7,7 @@ import golden_sd21
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import last, losses, same
+from test_training import SHARDED, last, losses, same, two_processes, written
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -188,6 +188,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(weights):
     assert len(gradients[0]) == len(list(job.trainable.parameters()))
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("variables", [{}, SHARDED], ids=["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one(weights, tmp_path, variables):
+    """With everything that saves memory: latents from files, gradient checkpointing, parts of a batch."""
+    own = {"cache": str(tmp_path / "cache"), "cache_samples": 4, "gradient_checkpointing": True}
+    changes = {"steps": 3, "batch": 4, "accumulate": 2, "sd21": own}
+    two_processes(written(tmp_path / "two.toml", content(weights, tmp_path / "two", **changes)), **variables)
+    train(weights, tmp_path / "one", **changes)
+    assert list(losses(tmp_path / "two").values()) == pytest.approx(list(losses(tmp_path / "one").values()), rel=1e-5)
 
 
 def test_validation_bf16_and_resume(weights, tmp_path):
