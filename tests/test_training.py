@@ -13,6 +13,7 @@ import time
 import tomllib
 import types
 from dataclasses import MISSING, fields, is_dataclass, replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from training_networks import Network
 
 import backbones
 import dosde
-from backbones import embedded
-from backbones.training import checkpoints, config, loop, tasks
+from backbones import embedded, evaluation
+from backbones.training import checkpoints, config, degradation, loop, tasks
 from dosde.cli import main
 
 accelerate = pytest.importorskip("accelerate")
@@ -86,7 +87,35 @@ def test_members_learn_the_same_in_parts_of_a_batch_and_parts_too_small_are_refu
             assert name.startswith("model.members")
     with pytest.raises(ValueError, match=r"batch: 4 in 1 x 4 parts .*; in each a multiple of the 2 members is needed"):
         train(tmp_path / "4", accumulate=4, **how)
-    assert not (tmp_path / "4" / "log.jsonl").exists()
+    assert not (tmp_path / "4").exists()
+
+
+def test_what_is_refused_leaves_the_run_before_as_it_was_and_overwrite_leaves_nothing_of_it(tmp_path):
+    train(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(ValueError, match=r"^model, objective: the loss of a sample: .* positional argument"):
+        train(tmp_path / "run", "overwrite", model={"network": "training_networks:Deaf"})
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    with pytest.raises(loop.Stopped):
+        train(tmp_path / "run", "overwrite", model={"network": "training_networks:Failing"}, checkpoint={"every": 20})
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"log.jsonl", "tensorboard"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"validation": {"every": 3, "pictures": "procedural", "crop": 32}}, "validation: of the first picture: t: 0.5; a = 0"),
+        ({"objective": {"of": "x0", "times": "table", "table": 8}}, "model, objective: the loss of a sample: t: 0.5; a = 0"),
+        ({"objective": {"of": "x0", "t_max": 1.0}}, "model, objective: the loss of a sample: t: 0.99"),
+        ({"objective": {"predicts": "flow"}, "process": {"shift": "none"}}, "the loss of a sample: t: "),
+    ],
+)
+def test_what_cannot_be_trained_or_validated_is_refused_before_the_run(tmp_path, changes, said):
+    changes = {**changes, "objective": {"predicts": "eps", **changes.get("objective", {})}}
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        train(tmp_path / "run", **changes)
+    assert said in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_trained_upscales(tmp_path):
@@ -104,9 +133,13 @@ def test_what_was_trained_upscales(tmp_path):
     released = config.parse(tiny(tmp_path, model=sizes, process={"kind": "dossr"}))
     with pytest.raises(ValueError, match="process: dossr; vp with a cosine shift or none, resshift, or flow, is needed"):
         tasks.Embedded(released)
-    noise = config.parse(tiny(tmp_path, model=sizes, objective={"predicts": "v"}))
-    with pytest.raises(ValueError, match=r"objective\.predicts: 'v'; x0 is needed for backbones\.embedded:Network"):
-        tasks.Embedded(noise)
+    for changes, said in (
+        ({"objective": {"predicts": "v"}}, r"objective\.predicts: 'v'; x0 is needed for backbones\.embedded:Network"),
+        ({"data": {"scale": 2}}, r"data\.scale: 2; 4 is needed for backbones\.embedded:Network"),
+        ({"process": {"kind": "flow"}}, r"process\.kappa: 0; above 0 is needed for backbones\.embedded:Network"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tasks.Embedded(config.parse(tiny(tmp_path, model=sizes, **changes)))
 
 
 def losses(out):
@@ -159,6 +192,13 @@ def whole(tmp_path_factory):
         ({"objective": {"weight": "bound"}}, "objective.weight: 'bound'; needs times = 'table'"),
         ({"objective": {"t_min": 0.6}}, "objective.t_min: 0.6; a time below 0.5 is needed"),
         ({"process": {"kind": "flow"}, "objective": {"predicts": "eps"}}, "objective.predicts: 'eps'; x0 or flow is needed"),
+        ({"data": {"length": 10**12}}, "data.length: 1000000000000; a whole number from 1 to 10^8 is needed"),
+        ({"model": {"options": {"at": date(2026, 1, 1)}}}, "model.options: {'at': datetime.date(2026, 1, 1)}; numbers, texts"),
+        ({"validation": {"pictures": ""}}, "validation.pictures: ''; held_out, procedural, or the name of a folder is needed"),
+        (
+            {"objective": {"weight": "bound", "times": "table", "table": 1, "t_max": 1.0}},
+            "objective.weight: 'bound'; ",
+        ),
         ({"sd21": {"weights": "folder"}}, "sd21: not of the task embedded; leave the table [sd21] out"),
         ({"task": "sd21"}, "model: not of the task sd21; leave the table [model] out"),
     ],
@@ -172,6 +212,8 @@ def test_a_wrong_config_is_one_line(changes, said):
 def test_missing_keys_and_files_that_are_no_configs(tmp_path):
     with pytest.raises(ValueError, match=r"^out: missing; the name of a folder is needed$"):
         config.parse({"task": "embedded", "steps": 1})
+    with pytest.raises(ValueError, match=r"^out: 'a\\x00b'; the name of a folder is needed$"):
+        config.parse(tiny("a\0b"))
     with pytest.raises(ValueError, match=r"^config: .*none.toml; a TOML file is needed \(No such file"):
         config.load(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("steps = = 1")
@@ -212,9 +254,6 @@ def test_times(kind):
     t = config.Times(made, config.Objective(times="table", table=15, t_max=1.0))(part)
     assert sorted(set(t.tolist())) == [(i + 1) / 15 for i in range(15)]
     assert t.unique(return_counts=True)[1].min() >= 66
-    t = config.Times(made, config.Objective(times="angle", scale=0.2))(part)
-    theta = torch.atan(made(t).lam / 0.2)
-    assert theta.diff().numpy() == pytest.approx(float(theta.diff().mean()), rel=0.02)
 
 
 def test_weights():
@@ -225,9 +264,6 @@ def test_weights():
     assert torch.equal(config.weights(made, wanted, times, torch.tensor([0.25, 1.0, 0.5]).double()), bound[[0, 3, 1]])
     u = config.weights(made, config.Objective(weight="u", weight_max=3.0), times, torch.tensor([0.25, 1.0]).double())
     assert u.tolist() == [3.0, made(1.0).u.item()]
-    m = made(torch.tensor([0.25, 1.0]).double())
-    angle = config.weights(made, config.Objective(weight="angle", scale=0.2), times, m.t)
-    assert angle.numpy() == pytest.approx(1 / (0.2 * torch.sin(torch.atan(m.lam / 0.2))).numpy() ** 2, rel=1e-12)
 
 
 def test_the_learning_rate():
@@ -259,28 +295,64 @@ def test_a_run(whole, tmp_path):
     assert [step for step, _ in checkpoints.every(whole)] == [10, 12]
     result = load_file(whole / "weights.safetensors")
     assert same(result, checkpoints.part(last(whole), "ema."))
-    # By hand: the same steps without accelerate, in float64 but for the batches.
-    made = config.parse(tiny(tmp_path, model={"options": {"dropout": 0.0}}))
-    train(tmp_path / "plain", model={"options": {"dropout": 0.0}})
-    job = tasks.Embedded(made)
-    network = job.trainable
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "optimizer": {"betas": [0.5, 0.7], "eps": 1e-3, "weight_decay": 0.3, "clip": 0.02},
+            "objective": {"predicts": "residual", "norm": "l1", "of": "x0", "weight": "u", "weight_max": 2.0, "t_min": 0.1},
+            "ema": {"decay": 0.5, "warmup": False},
+        },
+    ],
+    ids=["usual", "other"],
+)
+def test_a_run_by_hand(changes, tmp_path):
+    """The same steps without accelerate and without the task."""
+    changes = {"model": {"options": {"dropout": 0.0}}, **changes}
+    made = config.parse(tiny(tmp_path, **changes))
+    train(tmp_path / "plain", **changes)
+    own, wanted = made.optimizer, made.objective
+    network, process = tasks.Embedded(made).trainable, config.made_process(made.process)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=own.betas, eps=own.eps, weight_decay=own.weight_decay)
     average = [p.detach().clone() for p in network.parameters()]
-    stream = loop.Stream(config.made_samples(made.data, 0), 0, job.noise_shapes)
+    stream, norms = loop.Stream(config.made_samples(made.data, 0), 0, ((3, 16, 16),)), []
     for step, keys in enumerate(loop.Share(10, 0, 4, 1, 0, 1, 0, 12)):
         batch = torch.utils.data.default_collate([stream[key] for key in keys])
-        loss = job.losses(network, batch).mean()
+        x0, x_hat0 = 2 * batch["hr"] - 1, embedded.source(batch["lr"], (16, 16))
+        t = wanted.t_min + (0.5 - wanted.t_min) * batch["part"]
+        value = network(process.sample(x0, x_hat0, t, batch["noise0"]), x_hat0, t.float())
+        error = (value - x0).square() if wanted.predicts == "x0" else (x_hat0 - value - x0).abs()
+        weight = 1.0 if wanted.weight == "one" else process(t).u.clamp(max=2.0).float().reshape(-1, 1, 1, 1)
+        loss = (weight * error).mean()
         assert losses(tmp_path / "plain")[step + 1] == pytest.approx(loss.item(), rel=1e-5)
-        optimizer.param_groups[0]["lr"] = loop.learning_rate(made.optimizer, step, 12)
+        optimizer.param_groups[0]["lr"] = loop.learning_rate(own, step, 12)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        norms.append(torch.nn.utils.clip_grad_norm_(network.parameters(), own.clip).item())
         optimizer.step()
-        decay = min(0.999, (1 + step) / (10 + step))
+        decay = min(0.999, (1 + step) / (10 + step)) if made.ema.warmup else 0.5
         average = [decay * v + (1 - decay) * p.detach() for v, p in zip(average, network.parameters(), strict=True)]
+    assert not changes.get("optimizer") or min(norms) > own.clip
     result = load_file(tmp_path / "plain" / "weights.safetensors")
     for (name, _), value in zip(network.named_parameters(), average, strict=True):
         assert torch.allclose(result[name], value, atol=1e-6), name
+
+
+def test_samples_are_those_of_the_config(tmp_path):
+    sources = [
+        {"kind": "bundled", "names": ["coins", "rocket"], "weight": 3},
+        {"kind": "procedural"},
+    ]
+    made = config.parse(tiny(tmp_path, data={"degradation": "real-esrgan", "shrink": 1.5, "sources": sources}))
+    samples = config.made_samples(made.data, 7)
+    assert (samples.seed, samples.degradation, len(samples)) == (7, replace(degradation.REAL_ESRGAN, scale=4), 10)
+    bundled, procedural = samples.source.sources
+    assert (bundled.names, bundled.shrink, bundled.crop, procedural.crop) == (["coins", "rocket"], 1.5, 16, 16)
+    assert samples.source.shares.tolist() == [0.75, 0.25]
+    assert config.made_samples(config.parse(tiny(tmp_path)).data, 7).degradation == replace(degradation.BICUBIC, scale=4)
 
 
 def two_processes(path, *arguments, **variables):
@@ -376,12 +448,47 @@ def test_workers_change_nothing(whole, tmp_path):
 def test_validation_and_bf16(tmp_path):
     pictures = {"every": 2, "pictures": "procedural", "count": 2, "crop": 32, "steps": [1, 3], "method": "few_step"}
     train(tmp_path / "run", steps=4, precision="bf16", validation=pictures)
+    train(tmp_path / "wide", steps=4)
+    wide, half = (np.array(list(losses(tmp_path / name).values())) for name in ("wide", "run"))
+    assert 1e-6 < np.abs(half / wide - 1).max() < 1e-2  # rounded to 8 bits, but no more
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     rows = [line for line in lines if "psnr" in line]
     assert [(row["step"], row["solve_steps"]) for row in rows] == [(2, 1), (2, 3), (4, 1), (4, 3)]
     assert all(10 < row["psnr"] < 40 and 0 < row["ssim"] < 1 and len(row["pictures"]) == 2 for row in rows)
     assert len(list((tmp_path / "run" / "validation").glob("*.png"))) == 8
     assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "run" / "weights.safetensors").values())
+
+
+def test_a_validation_is_of_the_averages_as_they_upscale(tmp_path):
+    """Without dropout, by the order that is asked for, with the noise of the seed."""
+    pictures = {"every": 4, "pictures": "procedural", "count": 1, "crop": 32, "steps": [3], "order": 2}
+    changes = {"steps": 4, "seed": 5, "validation": pictures, "optimizer": {"lr": 0.1}}
+    train(tmp_path / "run", **changes)
+    made = config.parse(tiny(tmp_path / "run", **changes))
+    ((name, (hr, lr)),) = loop._validation_pictures(made).items()
+    network = Network().eval()
+    network.load_state_dict(checkpoints.part(last(tmp_path / "run"), "ema."))
+    model = dosde.Denoiser(lambda x, x_hat0, t: network(x, x_hat0, t.float()[None]), config.made_process(made.process), "x0")
+    noise = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        x0 = dosde.solve(model, embedded.source(lr[None], (32, 32)), 3, 2, noise=noise)
+    row = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    psnr = evaluation.psnr(((x0 + 1) / 2).clamp(0, 1), hr[None], 4)
+    assert (list(row["pictures"]), row["psnr"]) == ([name], pytest.approx(psnr, abs=1e-4))
+
+
+def test_validation_folders(tmp_path):
+    """Pictures of one name are told apart; one that cannot be read is an error."""
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "a.bmp", "sub/a.png"):
+        picture(folder / name, 40, 40)
+    wanted = {"every": 1, "pictures": str(folder), "crop": 32, "steps": [1]}
+    train(tmp_path / "run", steps=4, validation=wanted)
+    assert len(list((tmp_path / "run" / "validation").glob("00000004_*.png"))) == 3
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"^validation\.pictures: .*a\.png cannot be read \("):
+        train(tmp_path / "other", validation=wanted)
 
 
 def test_a_validation_crop_too_small_to_measure_is_refused_before_the_run(tmp_path):
@@ -446,6 +553,48 @@ def test_an_own_save_and_weights_to_start_from(whole, tmp_path):
     assert network.net[0].out_channels == 3
 
 
+def test_weights_that_no_output_depends_on(tmp_path):
+    """Have no gradient, and so no state of the optimizer; and a part called `model` is a part."""
+    how = {"model": {"network": "training_networks:Unused"}, "optimizer": {"decay": "constant"}}
+    train(tmp_path / "whole", **how)
+    train(tmp_path / "run", steps=5, **how)
+    path = train(tmp_path / "run", "resume", **how)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert same(load_file(path), load_file(tmp_path / "whole" / "weights.safetensors"))
+    again = {"network": "training_networks:Unused", "weights": str(path)}
+    assert same(tasks.Embedded(config.parse(tiny(tmp_path, model=again))).trainable.state_dict(), load_file(path))
+
+
+def test_a_network_of_the_folder_where_the_command_runs(tmp_path):
+    """The installed command's, too, whose path does not begin with it."""
+    (tmp_path / "own_network.py").write_text("from training_networks import Network as Own\n")
+    path = written(tmp_path / "config.toml", tiny("run", steps=4, model={"network": "own_network:Own"}))
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        f"import sys; from dosde.cli import main; sys.exit(main(['train', '--config', {str(path)!r}]))",
+    ]
+    assert subprocess.run(command, cwd=tmp_path, env=environment(), check=False).returncode == 0
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_last_checkpoints_are_kept(keep, tmp_path):
+    train(tmp_path / "run", steps=5, optimizer={"decay": "constant"}, checkpoint={"every": 1, "keep": keep})
+    assert [step for step, _ in checkpoints.every(tmp_path / "run")] == list(range(6 - keep, 6))
+
+
+def test_a_result_that_cannot_be_written(tmp_path, capsys):
+    """Weights beyond float16's largest number, in the network that ships."""
+    how = {"model": MEMBERS, "optimizer": {"lr": 1e6, "clip": 0.0, "warmup": 0}}
+    path = written(tmp_path / "config.toml", tiny(tmp_path / "run", steps=1, **how))
+    assert main(["train", "--config", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dosde train: error: the result cannot be written (")
+    assert said.endswith("; the checkpoint of step 1 stays\n")
+
+
 # -- What goes wrong ----------------------------------------------------------------------------------------------------------
 
 
@@ -497,16 +646,17 @@ def test_pictures_that_all_vanish_stop_a_run(tmp_path):
     folder.mkdir()
     picture(folder / "a.png")
 
-    def task(made):
-        (folder / "a.png").write_bytes(b"gone")
-        return tasks.Embedded(made)
+    class Vanishing(tasks.Embedded):
+        def losses(self, network, batch):
+            (folder / "a.png").write_bytes(b"gone")
+            return super().losses(network, batch)
 
     changed = config.parse(tiny(tmp_path / "run", data={"sources": [{"kind": "folder", "path": str(folder)}]}))
     with (
         pytest.warns(UserWarning, match="a.png: cannot be read"),
         pytest.raises(loop.Stopped, match=r"^after step 0: folder: none of 1 pictures can be read"),
     ):
-        loop.train(changed, task=task, progress=False)
+        loop.train(changed, task=Vanishing, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -534,7 +684,8 @@ def test_folders_that_do_not_serve(tmp_path, capsys, files, said):
     [
         ({"network": "no_such:Network"}, "model.network: 'no_such:Network'; 'package.module:name' of something importable"),
         ({"options": {"depth": 3}}, "model.options: {'depth': 3}; "),
-        ({"weights": "none.safetensors"}, "checkpoint: none.safetensors; no such file"),
+        ({"options": {"width": -3}}, "model.options: {'width': -3}; "),
+        ({"weights": "none.safetensors"}, "model.weights: checkpoint: none.safetensors; no such file"),
     ],
 )
 def test_networks_that_cannot_be_made(tmp_path, model, said):
@@ -559,6 +710,14 @@ def test_a_checkpoint_of_another_shape(whole, tmp_path):
     del tensors["ema.net.0.weight"]
     save_file(tensors, file, metadata)
     with pytest.raises(ValueError, match=r"00000012.safetensors has no tensor net.0.weight"):
+        train(tmp_path / "run", "resume")
+    shutil.copy(checkpoints.every(whole)[-1][1], file)
+    tensors = checkpoints.read(file)[0]
+    save_file({name: t for name, t in tensors.items() if not name.startswith("optimizer.exp_avg_sq.net.0")}, file, metadata)
+    with pytest.raises(ValueError, match=r"00000012.safetensors has no tensor net.0.(weight|bias)"):
+        train(tmp_path / "run", "resume")
+    save_file({name: t for name, t in tensors.items() if not name.startswith("optimizer.")}, file, metadata)
+    with pytest.raises(ValueError, match=r"00000012.safetensors has no state of the optimizer"):
         train(tmp_path / "run", "resume")
     file.write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"checkpoint: .*00000012.safetensors cannot be read"):

@@ -24,13 +24,32 @@ class Network(nn.Module):
 
 
 class Failing(Network):
-    """NaN from its sixth forward pass on."""
+    """NaN from its sixth training step on."""
 
     calls = 0
 
     def forward(self, x, x_hat0, t):
-        self.calls += 1
+        self.calls += self.training
         return super().forward(x, x_hat0, t) * (float("nan") if self.calls > 5 else 1)
+
+
+class Unused(Network):
+    """With weights that no output depends on, and a part that is called like one of a checkpoint."""
+
+    def __init__(self):
+        super().__init__(dropout=0.0)
+        self.model = nn.Linear(2, 2)
+
+
+class Deaf(nn.Module):
+    """Has not the arguments that are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x
 
 
 def save(network, folder):

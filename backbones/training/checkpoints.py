@@ -82,8 +82,10 @@ def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor
 
 
 def weights_of(path: Path) -> Tensors:
-    """The weights in a file: the averages of a checkpoint, or whatever tensors it has. Errors: ValueError."""
+    """The weights in a file: the averages of a checkpoint, or whatever tensors it has; in float32. Errors: ValueError."""
     if not path.is_file():
         raise ValueError(f"checkpoint: {path}; no such file")
     tensors, _ = read(path)
-    return part(tensors, "ema.") or part(tensors, "model.") or {name: t.to(torch.float32) for name, t in tensors.items()}
+    if part(tensors, "optimizer."):
+        tensors = part(tensors, "ema.")
+    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}

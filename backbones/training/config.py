@@ -8,6 +8,7 @@ Every error is one line: the key, its value, and what is legal. Paths are relati
 """
 
 import dataclasses
+import json
 import math
 import tomllib
 import typing
@@ -73,7 +74,7 @@ class Data:
     degradation: str = _choice("bicubic", "bicubic", "real-esrgan")
     shrink: float = _key(1.0, "a number of at least 1", lambda v: 1 <= v < math.inf)
     """Pictures of folder and bundled are first made smaller by a random factor of at most this."""
-    length: int = _count(1000)
+    length: int = _key(1000, "a whole number from 1 to 10^8", lambda v: 1 <= v <= 10**8)
     """Samples an epoch."""
     workers: int = _count(0, 0)
     """Processes that read pictures, in each process that trains."""
@@ -104,17 +105,15 @@ class Objective:
     predicts: str = _choice("x0", *get_args(Predicts))
     norm: str = _choice("l2", "l2", "l1")
     of: str = _choice("net", "net", "x0")
-    weight: str = _choice("one", "one", "plain", "bound", "u", "angle")
-    """plain, bound: ResShift's (bound needs times = "table"). u: that of eps on x0, to weight_max. angle: 1/scale^2 + u."""
+    weight: str = _choice("one", "one", "plain", "bound", "u")
+    """plain, bound: ResShift's (bound needs times = "table"). u: that of eps on x0, to weight_max."""
     weight_max: float = _above(100.0)
-    times: str = _choice("uniform", "uniform", "table", "angle")
-    """Uniform in t; over the times (i + 1)/table; or in atan(lam/scale), where few steps are."""
+    times: str = _choice("uniform", "uniform", "table")
+    """Uniform in t, or over the times (i + 1)/table."""
     t_min: float = _within(0.001, 0, 1)
     t_max: float = _within(0.0, 0, 1)
     """0: t1 of the process."""
     table: int = _count(1000)
-    scale: float = _above(0.1)
-    """Std of x0 given x_hat0, of times and weight = "angle"."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class Validation:
 
     every: int = _count(0, 0)
     """0: never."""
-    pictures: str = "held_out"
+    pictures: str = _key("held_out", "held_out, procedural, or the name of a folder", bool)
     """held_out (chelsea, coffee, china), procedural, or a folder."""
     count: int = _count(3)
     crop: int = _count(128)
@@ -203,7 +202,7 @@ class Config:
     """The whole file."""
 
     task: str = _choice(dataclasses.MISSING, "embedded", "sd21")
-    out: str = _key(dataclasses.MISSING, "the name of a folder", bool)
+    out: str = _key(dataclasses.MISSING, "the name of a folder", lambda v: v and "\0" not in v)
     steps: int = _count(dataclasses.MISSING)
     """Of the optimizer."""
     batch: int = _count(8)
@@ -331,6 +330,11 @@ def _typed(hint: Any, value: Any, place: str) -> Any:
     right = isinstance(value, origin) or (origin is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and origin is not bool):
         raise ValueError(f"{place}: {value!r}; {_WORDS[origin]} is needed")
+    if origin is dict:
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(f"{place}: {value!r}; numbers, texts, true, false, lists and tables of them are needed") from None
     return float(value) if origin is float else value
 
 
@@ -387,35 +391,28 @@ class Times:
             self.nodes = every[(every >= low - 1e-12) & (every <= high + 1e-12)]
             if not len(self.nodes):
                 raise ValueError(f"objective.table: {config.table}; none of its times lies in [{low:g}, {high:g}]")
-        elif config.times == "angle":
-            if process.noise_free:
-                raise ValueError("objective.times: 'angle'; a process with noise is needed")
-            least, most = (float(torch.atan(process(t).lam / config.scale)) for t in (low, min(high, process.t1)))
-            angles = torch.linspace(least, most, 2049, dtype=torch.float64)[1:-1]
-            ends = torch.tensor([low, min(high, process.t1)], dtype=torch.float64)
-            self.nodes = torch.cat([ends[:1], process.time(config.scale * torch.tan(angles)), ends[1:]])
         else:
             self.nodes = torch.tensor([low, high], dtype=torch.float64)
         self.discrete = config.times == "table"
         self.weights: Tensor | None = None
         if config.weight == "bound":
             times = torch.cat([self.nodes.flip(0), self.nodes.new_zeros(1)])
-            self.weights = objective.bound_weights(typing.cast(Predicts, config.predicts), process, times).flip(0)
+            try:
+                self.weights = objective.bound_weights(typing.cast(Predicts, config.predicts), process, times).flip(0)
+            except ValueError as error:
+                raise ValueError(f"objective.weight: 'bound'; {' '.join(str(error).split())}") from None
 
     def __call__(self, part: Tensor) -> Tensor:
-        place = part.double() * (len(self.nodes) if self.discrete else len(self.nodes) - 1)
-        index = place.long()
         if self.discrete:
-            return self.nodes[index]
-        return torch.lerp(self.nodes[index], self.nodes[index + 1], place - index)
+            return self.nodes[(part.double() * len(self.nodes)).long()]
+        low, high = self.nodes
+        return torch.lerp(low, high, part.double())
 
 
 def weights(process: dosde.Process, config: Objective, times: Times, t: Tensor) -> Tensor:
     """w of `dosde.objective.loss`, one a sample."""
     if config.weight == "u":
         return process(t).u.clamp(max=config.weight_max)
-    if config.weight == "angle":
-        return 1 / config.scale**2 + process(t).u
     if config.weight == "plain":
         return objective.plain_weight(typing.cast(Predicts, config.predicts), process(t))
     if times.weights is not None:

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 import dosde
 from backbones import evaluation, images
@@ -81,10 +81,6 @@ def train(
             f"batch: {config.batch}; a multiple of processes times accumulate, {world} x {config.accumulate}, is needed"
         )
     main = accelerator.is_main_process
-    if main:
-        _prepare(out, start, last)
-    accelerator.wait_for_everyone()
-
     job.place(accelerator.device)
     loaded = job.samples(samples, rank, world)
     accelerator.wait_for_everyone()  # each may have made a part of what all load
@@ -96,11 +92,16 @@ def train(
     model, optimizer = accelerator.prepare(job.trainable, optimizer)
     network = _in_precision(model, config.precision, accelerator.device)
     average = Average(model, config.ema.decay, config.ema.warmup)
+    stream = Stream(loaded, config.seed, job.noise_shapes)
+    _try_out(job, model, config, stream, pictures, accelerator.device)
     first = 0
     if last is not None and found is not None:
         first = last[0]
-        _restore(model, optimizer.optimizer, average, found[0])
+        _restore(model, optimizer.optimizer, average, found[0], job.trainable)
         found = None
+    if main:
+        _prepare(out, start, last)
+    accelerator.wait_for_everyone()
     share = Share(
         len(loaded),  # type: ignore[arg-type]
         config.seed,
@@ -112,13 +113,13 @@ def train(
         config.steps,
     )
     loader = DataLoader(
-        Stream(loaded, config.seed, job.noise_shapes),
+        stream,
         batch_sampler=share,
         num_workers=config.data.workers,
         pin_memory=accelerator.device.type == "cuda",
     )
     logs = Logs(out, first, main and progress, config.steps) if main else None
-    stream, saved, done = iter(loader), first, first
+    batches, saved, done = iter(loader), first, first
     try:
         for step in range(first, config.steps):
             rate = learning_rate(own, step, config.steps)
@@ -127,7 +128,7 @@ def train(
             parts = []
             for part in range(config.accumulate):
                 torch.manual_seed(_seed(config.seed, step, part, rank))  # for networks with dropout
-                batch = {name: _placed(name, value, accelerator.device) for name, value in next(stream).items()}
+                batch = {name: _placed(name, value, accelerator.device) for name, value in next(batches).items()}
                 final = part == config.accumulate - 1
                 with contextlib.nullcontext() if final else accelerator.no_sync(model):
                     losses = job.losses(network, batch)
@@ -169,9 +170,45 @@ def train(
     with average.in_place():
         tensors = _weights(model)
     metadata = {"format": "pt", "step": str(config.steps), "config": json.dumps(plain)}
-    result = job.save(tensors, out, metadata) if main else out
+    try:
+        result = job.save(tensors, out, metadata) if main else out
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise Stopped(f"the result cannot be written ({reason}); the checkpoint of step {saved} stays") from error
     accelerator.wait_for_everyone()
     return result
+
+
+def _try_out(
+    job: Task,
+    model: nn.Module,
+    config: Config,
+    stream: Dataset[Batch],
+    pictures: Mapping[str, tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> None:
+    """A sample at the first and the last time, and a validation, before anything is written. Errors: ValueError."""
+    try:
+        sample = default_collate([stream[0, 0, 0]])
+    except ValueError as error:
+        raise ValueError(f"data.sources: {error}") from None
+    batch = {name: _placed(name, value, device) for name, value in sample.items()}
+    network = _in_precision(model, config.precision, device)
+    model.eval()
+    key = "model, objective: the loss of a sample"
+    try:
+        with torch.no_grad():
+            for part in (0.0, 1 - 1e-6):
+                job.losses(network, {**batch, "part": torch.tensor([part], dtype=torch.float64)})
+        key = "validation: of the first picture"
+        first = replace(config, validation=replace(config.validation, steps=config.validation.steps[:1]))
+        validated(job, model, first, dict(list(pictures.items())[:1]), device)
+    except Exception as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{key}: {said[0]}") from error
+    finally:
+        model.train()
+        _reshard(model)
 
 
 # -- What a step sees -------------------------------------------------------------------------------------------------------
@@ -236,9 +273,7 @@ class Average:
     """The exponential moving average of a model's parameters, float32 (of a sharded model, each process has its shard)."""
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
-        from torch.distributed.fsdp import FSDPModule
-
-        self.sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.values = [p.detach().float().clone() for p in self.parameters]
         self.decay, self.warmup = decay, warmup
@@ -269,8 +304,16 @@ class Average:
     def _set(self, values: list[Tensor]) -> None:
         for value, p in zip(values, self.parameters, strict=True):
             p.detach().copy_(value)
-        for module in self.sharded:
-            module.reshard()  # what it gathered, where no backward pass came after, is of the values before
+        _reshard(self.model)
+
+
+def _reshard(model: nn.Module) -> None:
+    """What FSDP gathered for a forward pass, and kept as no backward one came after, is forgotten."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 # -- State ------------------------------------------------------------------------------------------------------------------
@@ -298,7 +341,7 @@ def _state(model: nn.Module, optimizer: Any, average: Average) -> checkpoints.Te
     return tensors
 
 
-def _restore(model: nn.Module, optimizer: Any, average: Average, tensors: Mapping[str, Tensor]) -> None:
+def _restore(model: nn.Module, optimizer: Any, average: Average, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
     from torch.distributed.checkpoint import state_dict
 
     options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -311,6 +354,10 @@ def _restore(model: nn.Module, optimizer: Any, average: Average, tensors: Mappin
     for name, value in checkpoints.part(tensors, "optimizer.").items():
         key, _, parameter = name.partition(".")
         entries.setdefault(parameter, {})[key] = value
+    for name, p in network.named_parameters():
+        if p.requires_grad and name not in entries:  # it has had no gradient yet
+            zero = torch.zeros_like(own[name])
+            entries[name] = {"step": torch.tensor(0.0), "exp_avg": zero, "exp_avg_sq": zero.clone()}
     # Built here, since every process needs it, and only the first one would be given it.
     group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     groups: list[Any] = [{**group, "params": list(entries)}]
@@ -322,8 +369,11 @@ def _start(out: Path, start: str) -> tuple[int, Path] | None:
     """Step and file of the checkpoint to go on from. Errors: ValueError."""
     if start not in ("new", "resume", "overwrite"):
         raise ValueError(f"start: {start!r}; new, resume or overwrite is needed")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {out}; it exists and is not a folder")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"out: {out}; {'it' if there == out else there} exists and is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"out: {out}; a folder that can be written to is needed")
     found = checkpoints.every(out)
     if start == "new" and out.is_dir() and any(out.iterdir()):
         held = f"a run with a checkpoint of step {found[-1][0]}" if found else "files"
@@ -348,19 +398,27 @@ def _check_shapes(path: Path, tensors: Mapping[str, Tensor], network: nn.Module)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     for prefix in ("model.", "ema."):
         checkpoints.check(path, checkpoints.part(tensors, prefix), wanted)
+    averages = {key: checkpoints.part(tensors, f"optimizer.{key}.") for key in ("exp_avg", "exp_avg_sq", "step")}
+    stepped = {name: wanted[name] for name in averages["step"] if name in wanted}  # not those that had no gradient yet
+    if not stepped:
+        raise ValueError(f"checkpoint: {path} has no state of the optimizer; one of a run is needed")
+    for key, found in averages.items():
+        checkpoints.check(path, found, dict.fromkeys(stepped, torch.zeros(())) if key == "step" else stepped)
 
 
 def _prepare(out: Path, start: str, last: tuple[int, Path] | None) -> None:
     """The folder, without what a run that starts anew, or later, has no use for."""
-    if start == "overwrite":
-        for name in ("checkpoints", "validation", "tensorboard"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        (out / "log.jsonl").unlink(missing_ok=True)
-    for part in (out / "checkpoints").glob(".*.part"):  # of a run that was killed while it wrote
-        part.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise ValueError(f"out: {out}; a folder that can be written to is needed")
+    try:
+        if start == "overwrite":
+            for name in ("checkpoints", "validation", "tensorboard", "pipeline"):
+                shutil.rmtree(out / name, ignore_errors=True)
+            for name in ("log.jsonl", "weights.safetensors"):
+                (out / name).unlink(missing_ok=True)
+        for part in (out / "checkpoints").glob(".*.part"):  # of a run that was killed while it wrote
+            part.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: {out}; a folder that can be written to is needed ({error.strerror})") from None
 
 
 def _placed(name: str, value: Tensor, device: torch.device) -> Tensor:
@@ -412,7 +470,13 @@ def _validation_pictures(config: Config) -> dict[str, tuple[Tensor, Tensor]]:
             paths = Folder(own.pictures, own.crop).paths[: own.count]
         except ValueError as error:
             raise ValueError(f"validation.pictures: {error}") from None
-        whole = {path.stem: images.read(path).colour[0].expand(3, -1, -1) for path in paths}
+        whole = {}
+        for path in paths:
+            name = path.stem if path.stem not in whole else "_".join(path.relative_to(own.pictures).parts)
+            try:
+                whole[name] = images.read(path).colour[0].expand(3, -1, -1)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"validation.pictures: {path} cannot be read ({error})") from None
     pairs = {}
     for i, (name, picture) in enumerate(list(whole.items())[: own.count]):
         y, x = ((side - own.crop) // 2 for side in picture.shape[1:])

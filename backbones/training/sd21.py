@@ -38,7 +38,10 @@ class SD21:
     def __init__(self, config: Config) -> None:
         self.config = config
         quiet()
-        self.pipe = pipe = DoSSRPipeline.from_pretrained(config.sd21.weights, dtype=torch.float32)
+        try:
+            self.pipe = pipe = DoSSRPipeline.from_pretrained(config.sd21.weights, dtype=torch.float32)
+        except ValueError as error:
+            raise ValueError(f"sd21.{error}" if str(error).startswith("weights: ") else str(error)) from None
         predicts, crop = pipe.scheduler.predicts, config.data.crop
         if config.objective.predicts != predicts:
             raise ValueError(f"objective.predicts: {config.objective.predicts!r}; {predicts!r}, as the pipeline's, is needed")

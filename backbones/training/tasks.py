@@ -8,6 +8,8 @@
 import functools
 import importlib
 import json
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -68,6 +70,8 @@ class Embedded:
     ) -> None:
         self.config = config
         own = _own_network(config.process) if config.model.network == _OWN else None
+        if own is not None and config.data.scale != 4:
+            raise ValueError(f"data.scale: {config.data.scale}; 4 is needed for {_OWN}")
         self.process = made_process(config.process)
         if own is not None and config.objective.predicts != "x0":
             raise ValueError(f"objective.predicts: {config.objective.predicts!r}; x0 is needed for {_OWN}")
@@ -82,8 +86,11 @@ class Embedded:
             raise ValueError(f"model.network: {config.model.network!r}; what makes a network with parameters is needed")
         if config.model.weights:
             path = Path(config.model.weights)
-            tensors = checkpoints.weights_of(path)
-            checkpoints.check(path, tensors, self.trainable.state_dict())
+            try:
+                tensors = checkpoints.weights_of(path)
+                checkpoints.check(path, tensors, self.trainable.state_dict())
+            except ValueError as error:
+                raise ValueError(f"model.weights: {error}") from None
             self.trainable.load_state_dict(tensors)
 
     def _made(self) -> nn.Module:
@@ -92,7 +99,7 @@ class Embedded:
             torch.manual_seed(self.config.seed)
             try:
                 return self._make(**self.config.model.options)
-            except (TypeError, ValueError) as error:
+            except Exception as error:
                 raise ValueError(f"model.options: {self.config.model.options!r}; {' '.join(str(error).split())}") from None
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
@@ -148,6 +155,8 @@ def _own_network(process: Process) -> Callable[..., nn.Module]:
     if process.kind == "dossr" or (process.kind == "vp" and process.shift == "linear"):
         what = process.kind if process.kind == "dossr" else f"a {process.shift} shift"
         raise ValueError(f"process: {what}; vp with a cosine shift or none, resshift, or flow, is needed for {_OWN}")
+    if process.kind == "flow" and process.kappa == 0:
+        raise ValueError(f"process.kappa: 0; above 0 is needed for {_OWN}, for `dosde upscale` solves processes with noise")
     if process.kind == "vp":
         t1 = None if process.shift == "none" else process.t1
         kept = embedded.ProcessConfig("domain_shift", {"schedule": process.schedule, "t1": t1})
@@ -174,9 +183,11 @@ def made(config: Config) -> Task:
 def _named(key: str, name: str) -> Callable[..., Any]:
     """What "package.module:name" names."""
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:  # as for python -m
+        sys.path.append(os.getcwd())
     try:
         found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module does
         raise ValueError(f"{key}: {name!r}; 'package.module:name' of something importable is needed ({error})") from None
     if not callable(found):
         raise ValueError(f"{key}: {name!r}; a function or a class is needed")
