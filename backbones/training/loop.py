@@ -100,7 +100,7 @@ def train(
         _restore(model, optimizer.optimizer, average, found[0], job.trainable)
         found = None
     if main:
-        _prepare(out, start, last)
+        _prepare(out, start)
     accelerator.wait_for_everyone()
     share = Share(
         len(loaded),  # type: ignore[arg-type]
@@ -406,7 +406,7 @@ def _check_shapes(path: Path, tensors: Mapping[str, Tensor], network: nn.Module)
         checkpoints.check(path, found, dict.fromkeys(stepped, torch.zeros(())) if key == "step" else stepped)
 
 
-def _prepare(out: Path, start: str, last: tuple[int, Path] | None) -> None:
+def _prepare(out: Path, start: str) -> None:
     """The folder, without what a run that starts anew, or later, has no use for."""
     try:
         if start == "overwrite":
