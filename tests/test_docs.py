@@ -66,6 +66,7 @@ def test_tables_are_what_the_benchmarks_wrote():
     assert report.between(document, "embedded")[1].strip() == embedded.table(numbers)
     assert report.between(document, "embedded_goals")[1].strip() == embedded.goals(numbers)
     assert report.between(document, "embedded_cost")[1].strip() == embedded.cost(numbers)
+    assert report.between(document, "embedded_again")[1].strip() == embedded.again(numbers)
     numbers, document = report.load("paper_tables"), (ROOT / "docs" / "paper_tables.md").read_text()
     assert report.between(document, "paper_tables")[1].strip() == paper_tables.document(numbers)
     numbers, document = report.load("interop"), (ROOT / "docs" / "interop.md").read_text()
