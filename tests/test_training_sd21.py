@@ -155,6 +155,16 @@ def test_cached_latents_are_those_that_are_made(weights, tmp_path):
         train(weights, tmp_path / "d", steps=1, sd21=cache, data={"degradation": "real-esrgan"})
 
 
+def test_no_process_makes_latents_before_the_folder_is_known_to_have_none(weights, tmp_path, monkeypatch):
+    """Else the first would find the second's, and take them for those of another run."""
+    job, found = job_of(weights, sd21={"cache": str(tmp_path / "cache"), "cache_samples": 2}), []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: found.append(list(tmp_path.rglob("*.safetensors"))))
+    job.samples(config.made_samples(job.config.data, 0), 1, 2)
+    assert found == [[]]
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["00000001.safetensors"]
+
+
 def test_an_embedded_prompt_is_kept(weights, tmp_path, monkeypatch):
     """Of a prompt that the pipeline does not carry: the text tower runs once."""
     asked = []

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -76,15 +77,20 @@ class SD21:
             return pipe.encode_prompt(own.prompt, "sd21.prompt")
         digest = hashlib.sha256(f"{own.weights}\n{own.prompt}".encode()).hexdigest()[:16]
         path = Path(own.cache) / f"prompt_{digest}.safetensors"
-        if not path.exists():
-            checkpoints.write(path, {"context": pipe.encode_prompt(own.prompt, "sd21.prompt")}, {})
-        return checkpoints.read(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
+        if path.exists():
+            return checkpoints.read(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
+        context = pipe.encode_prompt(own.prompt, "sd21.prompt")
+        if not dist.is_initialized() or dist.get_rank() == 0:  # one writes
+            checkpoints.write(path, {"context": context}, {})
+        return context
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
         if not self.config.sd21.cache:
             return samples
         cached = Cached(samples, Path(self.config.sd21.cache), self.config.sd21.cache_samples)
         cached.prepare(self.fingerprint(), rank)
+        if dist.is_initialized():
+            dist.barrier()  # no latents of another process before the folder is known to have none
         for number in range(rank, len(cached), world):
             if not cached.path(number).exists():
                 sample = cached.source(number)
