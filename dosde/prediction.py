@@ -162,5 +162,5 @@ class Denoiser:
 
 def _require(value: Tensor, name: str, m: Marginal, consequence: str) -> None:
     if not (value > 0).all():
-        t = m.t.expand_as(value)[~(value > 0)][0].item()
+        t = torch.where(value > 0, -1.0, m.t).max().item()  # one where it is so
         raise ValueError(f"t: {t:g}; {name} = 0 there, where {consequence}")

@@ -270,7 +270,10 @@ def test_other_scales_are_made_from_four_times(weights):
 def test_what_ships_is_small_and_says_what_it_is():
     assert WEIGHTS.stat().st_size < 8e6
     backbone = backbones.load("embedded", device="cpu")
-    assert sum(p.numel() for p in backbone.network.parameters()) <= 3e6
+    count = sum(p.numel() for p in backbone.network.parameters())
+    assert count <= 3e6
+    for document in ("README.md", "docs/embedded.md"):
+        assert f"{round(count, -3) // 1000} thousand weights" in (WEIGHTS.parents[2] / document).read_text()
     made = json.loads(backbone.about["config"])
     wanted = tomllib.loads((Path(__file__).parents[1] / "configs" / "embedded.toml").read_text())
     parsed = json.loads(json.dumps(config.parse(wanted).as_dict()))

@@ -77,6 +77,12 @@ def test_at_sigma_0_only_what_needs_no_noise_is_left(target):
             convert(x, x, x_hat0, m, "x0", target)
 
 
+def test_the_time_that_is_named_is_one_where_it_is_so():
+    m = PROCESS(torch.tensor([0.25, 0.5, 0.1], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"^t: 0\.5; a = 0 there"):
+        convert(randn(3), randn(3), randn(3), m, "eps", "x0")
+
+
 def test_x0_does_not_follow_from_vp_eps_at_alpha_0():
     m = Process(schedule.cosine(), shift.cosine(0.5))(1.0)
     with pytest.raises(ValueError, match=r"t: 1; alpha = 0 there"):

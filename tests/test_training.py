@@ -96,6 +96,10 @@ def test_what_is_refused_leaves_the_run_before_as_it_was_and_overwrite_leaves_no
     with pytest.raises(ValueError, match=r"^model, objective: the loss of a sample: .* positional argument"):
         train(tmp_path / "run", "overwrite", model={"network": "training_networks:Deaf"})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    own = tmp_path / "run" / "weights.safetensors"
+    with pytest.raises(ValueError, match=r"^model\.weights: .*weights\.safetensors; something outside of out, which"):
+        train(tmp_path / "run", "overwrite", model={"weights": str(own)})
+    assert own.is_file()
     with pytest.raises(loop.Stopped):
         train(tmp_path / "run", "overwrite", model={"network": "training_networks:Failing"}, checkpoint={"every": 20})
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"log.jsonl", "tensorboard"}

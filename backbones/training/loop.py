@@ -62,6 +62,8 @@ def train(
     out = Path(config.out)
     plain = json.loads(json.dumps(config.as_dict()))
     last = _start(out, start)
+    if start == "overwrite":
+        _check_apart(out, {"model.weights": config.model.weights, "sd21.weights": config.sd21.weights})
     found = None
     if last is not None:
         found = checkpoints.read(last[1])
@@ -379,6 +381,12 @@ def _start(out: Path, start: str) -> tuple[int, Path] | None:
         held = f"a run with a checkpoint of step {found[-1][0]}" if found else "files"
         raise ValueError(f"out: {out} holds {held}; --resume goes on with it, --overwrite starts anew")
     return found[-1] if start == "resume" and found else None
+
+
+def _check_apart(out: Path, sources: Mapping[str, str]) -> None:
+    for key, source in sources.items():
+        if source and Path(source).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"{key}: {source}; something outside of out, which --overwrite deletes, is needed")
 
 
 def _check_same(path: Path, metadata: Mapping[str, str], plain: Mapping[str, Any], config: Config) -> None:
