@@ -29,9 +29,9 @@ from torch import Tensor
 import backbones
 import dosde
 from backbones import embedded, evaluation
-from backbones.training import degradation
+from backbones.pictures import degradation
+from backbones.pictures.degradation import BICUBIC
 from backbones.training.data import held_out
-from backbones.training.degradation import BICUBIC
 
 SCALE, SEEDS = 4, (0, 1, 2)
 CROPS = {"chelsea": (96, 150), "coffee": (84, 330), "china": (150, 260)}

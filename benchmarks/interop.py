@@ -26,7 +26,7 @@ from report import ROOT
 from torch import Tensor
 
 import dosde
-from backbones.mixture import Mixture
+from backbones.exact.mixture import Mixture
 from dosde import expansion, method, schedule, shift
 from dosde.interop.k_diffusion import as_denoiser, sample_dosde
 from dosde.method import Coefficient, Method

@@ -34,7 +34,7 @@ from report import ROOT
 from torch import Tensor
 
 import dosde
-from backbones import embedded, files
+from backbones import embedded, weights
 from backbones.training import config, loop, tasks
 from dosde import cold, method
 from dosde.process import flow
@@ -273,7 +273,7 @@ def network(name: str, seed: int) -> Any:
     if own.model.network not in kind:
         return embedded.load(path, device="cpu").network
     made = kind[own.model.network](**own.model.options)
-    made.load_state_dict(files.read(path))
+    made.load_state_dict(weights.read(path))
     return made.eval().requires_grad_(False)
 
 

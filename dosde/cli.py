@@ -375,7 +375,7 @@ def _upscale(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
 
 def _jobs(inputs: Sequence[Path], out: Path, scale: float, fail: Callable[[str], NoReturn]) -> list[tuple[Path, Path]]:
     """(source, target) for every picture, in a predictable order."""
-    from backbones import images
+    from backbones.pictures import io as images
 
     suffixes = images.SUFFIXES
     sources: list[Path] = []
@@ -417,7 +417,7 @@ def _jobs(inputs: Sequence[Path], out: Path, scale: float, fail: Callable[[str],
 
 def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Upscales one file; returns its sizes in words."""
-    from backbones import images
+    from backbones.pictures import io as images
 
     picture = images.read(source)
     images.check(target, picture)
@@ -482,18 +482,19 @@ def _measure(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
 
     import backbones
     from backbones import evaluation
+    from backbones.pictures import metrics
 
     scale = int(arguments.scale)
     border = scale if arguments.border is None else arguments.border
     names = list(dict.fromkeys(["psnr", "ssim"] if arguments.metrics is None else arguments.metrics.split(",")))
     device = "auto" if solver is None else str(solver.options.get("device", "auto"))
     try:
-        evaluation.check_metrics(names)
+        metrics.check_metrics(names)
         pairs = evaluation.found(arguments.pairs, scale, arguments.crop, arguments.results)
         evaluation.check_border(pairs, border)
         if arguments.out is not None:
             evaluation.check_out(arguments.out)
-        by = evaluation.metrics(names, border, backbones.device(device))
+        by = metrics.metrics(names, border, backbones.device(device))
     except ImportError as error:
         fail(f"dosde evaluate {_NEEDS_IMAGES} ({error})")
     except ValueError as error:

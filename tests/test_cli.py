@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from backbones import images
+from backbones.pictures import io as images
 from dosde.cli import main
 
 RAMP = np.add.outer(np.linspace(0, 120, 12), np.linspace(0, 120, 10))

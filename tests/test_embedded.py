@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import backbones
 import dosde
-from backbones import evaluation, files, images
+from backbones import evaluation
 from backbones.embedded import WEIGHTS, Config, Embedded, Network, ProcessConfig, load, save, source
-from backbones.training import config, degradation
+from backbones.pictures import degradation
+from backbones.pictures import io as images
+from backbones.training import config
 from backbones.training.data import HELD_OUT, held_out
+from backbones.weights import metadata
 from dosde.cli import main
 
 SMALL = Config(width=8, blocks=2, embedding=16)
@@ -347,7 +350,7 @@ def test_half_precision(weights, dtype):
 
 
 def edited(path, weights, tensors=None, **described):
-    own, said = load_file(weights), json.loads(files.metadata(weights)[KEY])
+    own, said = load_file(weights), json.loads(metadata(weights)[KEY])
     own = own if tensors is None else tensors(own)
     said["config"].update(described.pop("config", {}))
     said.update(described)

@@ -12,7 +12,7 @@ import torch
 from instances import METHODS, PROCESSES
 
 import dosde
-from backbones import gaussian
+from backbones.exact import gaussian
 from dosde import expansion, method, schedule, shift
 from dosde.interop.k_diffusion import as_denoiser, sample_dosde
 from dosde.process import Process

@@ -10,9 +10,9 @@ import report
 import torch
 
 from backbones import embedded
+from backbones.pictures.degradation import BICUBIC
 from backbones.training import config
 from backbones.training.data import Bundled, Samples
-from backbones.training.degradation import BICUBIC
 from dosde import cold
 
 ROWS = [(key, row) for key, table in paper_tables.TABLES.items() for row in table.rows]

@@ -16,7 +16,7 @@ from dosde.cli import main
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from backbones import files
+from backbones import weights
 from backbones.sd21 import DoSSRPipeline, checkpoint, convert, layout
 from dosde import presets
 
@@ -131,7 +131,7 @@ def test_heads_are_taken_from_the_original_config(released, tmp_path):
 def test_round_trip_is_exact(released, folder, tmp_path, suffix, capsys):
     out = tmp_path / f"back{suffix}"
     assert main(["convert", str(folder), "-o", str(out)]) == 0
-    assert same(files.read(out), released)
+    assert same(weights.read(out), released)
     assert sorted(p.name for p in tmp_path.iterdir()) == [out.name]
     (tmp_path / "usual").touch()
     usual = (tmp_path / "usual").stat().st_mode
@@ -144,7 +144,7 @@ def test_a_saved_pipeline_converts_back_too(released, folder, tmp_path):
     """save_pretrained carries along what from_pretrained left in the folder."""
     DoSSRPipeline.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     convert.to_checkpoint(tmp_path / "saved", tmp_path / "back.safetensors")
-    assert same(files.read(tmp_path / "back.safetensors"), released)
+    assert same(weights.read(tmp_path / "back.safetensors"), released)
 
 
 def test_half_precision_of_the_checkpoint_is_kept(released, tmp_path):
@@ -152,7 +152,7 @@ def test_half_precision_of_the_checkpoint_is_kept(released, tmp_path):
     save_file(half, tmp_path / "half.safetensors")
     convert.to_folder(convert.parts_of_checkpoint(tmp_path / "half.safetensors"), tmp_path / "folder")
     convert.to_checkpoint(tmp_path / "folder", tmp_path / "back.safetensors")
-    assert same(files.read(tmp_path / "back.safetensors"), half)
+    assert same(weights.read(tmp_path / "back.safetensors"), half)
 
 
 def test_dtype(folder, released, tmp_path):
@@ -168,7 +168,7 @@ def test_wrappings(released, folder, tmp_path, wrap):
     prefix = "module." if wrap == "module." else ""
     content = {prefix + name: tensor for name, tensor in released.items()}
     torch.save({"state_dict": content, "global_step": 3} if wrap == "state_dict" else content, tmp_path / "model.ckpt")
-    assert same(files.read(tmp_path / "model.ckpt"), released)
+    assert same(weights.read(tmp_path / "model.ckpt"), released)
 
 
 def test_tensors_that_share_storage(released, tmp_path):
@@ -178,7 +178,7 @@ def test_tensors_that_share_storage(released, tmp_path):
     torch.save(tied, tmp_path / "tied.ckpt")
     assert main(["convert", str(tmp_path / "tied.ckpt"), "-o", str(tmp_path / "folder")]) == 0
     assert main(["convert", str(tmp_path / "folder"), "-o", str(tmp_path / "back.safetensors")]) == 0
-    assert same(files.read(tmp_path / "back.safetensors"), tied)
+    assert same(weights.read(tmp_path / "back.safetensors"), tied)
 
 
 def test_stored_prompts_are_the_recorded_embeddings(folder):
@@ -241,7 +241,7 @@ def test_diffbir(released, tmp_path):
     picture = pipe(torch.rand(3, 8, 8), num_inference_steps=2, output_type="pt").images
     assert picture.shape == (1, 3, 32, 32)
     convert.to_checkpoint(tmp_path / "f", tmp_path / "back.safetensors")
-    assert same(files.read(tmp_path / "back.safetensors"), theirs)
+    assert same(weights.read(tmp_path / "back.safetensors"), theirs)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_start_of_fine_tuning(base, released, tmp_path):
     assert calls == ["vae", "hint", "vae"]
     # It converts to the released layout, with tables of its own, but for the text block that SD 2.1-base has not.
     convert.to_checkpoint(tmp_path / "start", tmp_path / "start.safetensors")
-    back = files.read(tmp_path / "start.safetensors")
+    back = weights.read(tmp_path / "start.safetensors")
     assert set(released) - set(back) == {n for n in released if layout.unused(n, 2) and n not in layout.TABLES}
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 import diffusers
 import huggingface_hub
 
-from backbones.images import mirrored
+from backbones.pictures.io import mirrored
 from backbones.sd21 import DoSSRPipeline, checkpoint, memory
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6

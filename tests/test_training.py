@@ -26,7 +26,8 @@ from training_networks import Network
 import backbones
 import dosde
 from backbones import embedded, evaluation
-from backbones.training import checkpoints, config, degradation, loop, tasks
+from backbones.pictures import degradation
+from backbones.training import checkpoints, config, loop, tasks
 from dosde.cli import main
 
 accelerate = pytest.importorskip("accelerate")

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import backbones
 import dosde
-from backbones import images
+from backbones import backbone
+from backbones.pictures import io as images
 from dosde.method import Step
 from dosde.noise import Noise
 from dosde.process import Marginal
@@ -115,7 +115,7 @@ def load(
     quiet()
     if not -1e6 < guidance_scale < 1e6:
         raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")
-    place = backbones.device(device)
+    place = backbone.device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():
         pipe = DoSSRPipeline.from_single_file(weights, dtype=kind)

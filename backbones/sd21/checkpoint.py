@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.files import Tensors, aligned, read
+from backbones.weights import Tensors, aligned, read
 
 from . import layout
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones import files
-from backbones.files import Tensors
+from backbones import weights
+from backbones.weights import Tensors
 
 from . import checkpoint, folders, layout
 from .checkpoint import Parts
@@ -61,10 +61,10 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
                 module.config.dtype = next(iter(tensors.values())).dtype
                 module.config.save_pretrained(place / component)
                 tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-                files.write(place / component / "model.safetensors", tensors)
+                weights.write(place / component / "model.safetensors", tensors)
             else:
                 module.save_config(place / component)
-                files.write(place / component / "diffusion_pytorch_model.safetensors", tensors)
+                weights.write(place / component / "diffusion_pytorch_model.safetensors", tensors)
         DoSDEScheduler(**parts.configs["scheduler"]).save_config(place / "scheduler")
         if tokenizer:
             shutil.copytree(tokenizer, place / "tokenizer")
@@ -75,7 +75,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
 
 def check_out(folder: Path) -> None:
     """Errors: ValueError unless a folder can be made there."""
-    if folder.suffix in files.SUFFIXES:
+    if folder.suffix in weights.SUFFIXES:
         raise ValueError(f"--out: {folder}; a folder is needed for a checkpoint")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"--out: {folder}; it exists and is not an empty folder")
@@ -97,7 +97,7 @@ def to_checkpoint(folder: Path, path: Path) -> None:
 
         unused = tables(DoSDEScheduler.from_pretrained(folder / "scheduler"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, checkpoint.to_released(tensors, unused))
+    weights.write(path, checkpoint.to_released(tensors, unused))
 
 
 def parts_of_checkpoint(
@@ -107,7 +107,7 @@ def parts_of_checkpoint(
     base: str | Path | None = None,
 ) -> Parts:
     """A checkpoint in the released layout, with the prompts of the release embedded. See `DoSSRPipeline.from_single_file`."""
-    parts = checkpoint.to_parts(files.read(path), heads_of(original_config))
+    parts = checkpoint.to_parts(weights.read(path), heads_of(original_config))
     configs, tensors = dict(parts.configs), dict(parts.tensors)
     configs["scheduler"] = scheduler_config(parts.unused)
     if preprocessor is not None:

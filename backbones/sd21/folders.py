@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones import files
-from backbones.files import Tensors
+from backbones import weights
+from backbones.weights import Tensors
 
 from . import checkpoint
 
@@ -73,11 +73,11 @@ def has(folder: Path, component: str) -> bool:
 
 def unused(folder: Path) -> Tensors:
     """What `write_unused` wrote."""
-    return files.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
+    return weights.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
 
 
 def write_unused(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    files.write(folder / UNUSED, tensors)
+    weights.write(folder / UNUSED, tensors)
 
 
 @contextmanager

@@ -27,14 +27,16 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 import dosde
-from backbones import files, images
-from backbones.files import Tensors
-from backbones.tiling import boxes, tiled
+from backbones import weights
+from backbones.pictures import colour
+from backbones.pictures import io as images
+from backbones.pictures.tiling import boxes, tiled
+from backbones.weights import Tensors
 from dosde.interop.diffusers import DoSDEScheduler
 from dosde.noise import Independent, as_noise
 from dosde.solve import _count, _version
 
-from . import checkpoint, colour, heap, memory
+from . import checkpoint, heap, memory
 from .memory import Tiles
 from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
 from .rrdb import RRDBNet
@@ -108,7 +110,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]
         pipe._folder = folder
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
-                files.aligned(module)
+                weights.aligned(module)
         return pipe
 
     @classmethod

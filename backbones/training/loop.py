@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 import dosde
-from backbones import evaluation, images
+from backbones.pictures import degradation, metrics
+from backbones.pictures import io as images
 
-from . import checkpoints, degradation
+from . import checkpoints
 from .config import Config, Optimizer, difference, made_degradation, made_samples
 from .data import Folder, Order, Procedural, held_out
 from .tasks import Batch, Task, made
@@ -464,7 +465,7 @@ def _validation_pictures(config: Config) -> dict[str, tuple[Tensor, Tensor]]:
         import skimage.metrics  # noqa: F401
     except ImportError:
         raise ValueError(f"validation.every: {own.every}; needs scikit-image, of the extra 'images'") from None
-    least = evaluation.WINDOW + 2 * config.data.scale
+    least = metrics.WINDOW + 2 * config.data.scale
     if own.crop < least:
         raise ValueError(f"validation.crop: {own.crop}; {least} or more is needed, for SSIM without a border of data.scale")
     if own.pictures == "held_out":
@@ -534,7 +535,7 @@ def validated(
 
 def measured(picture: Tensor, hr: Tensor, border: int) -> tuple[float, float]:
     """PSNR (dB) and SSIM of (1, 3, height, width) in [0, 1], as `dosde evaluate` has them."""
-    return evaluation.psnr(picture, hr, border), evaluation.ssim(picture, hr, border)
+    return metrics.psnr(picture, hr, border), metrics.ssim(picture, hr, border)
 
 
 # -- Logs ---------------------------------------------------------------------------------------------------------------------
