@@ -13,7 +13,7 @@ from torch import Tensor
 from backbones import weights
 from backbones.weights import Tensors
 
-from . import checkpoint
+from . import parts
 
 UNUSED = "released.safetensors"  # tensors of the released layout that no component uses
 OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # what diffusers users tell the hub
@@ -43,7 +43,7 @@ def checked(name: str | Path, **hub: Any) -> Path:
         if not has(folder, component):
             raise ValueError(f"weights: {folder} lacks {component}/, which its model_index.json names")
         if component not in ("scheduler", "tokenizer"):
-            checkpoint.files_of(folder, component)
+            parts.files_of(folder, component)
     return folder
 
 

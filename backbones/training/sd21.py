@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import dosde
-from backbones.sd21 import checkpoint, folders
+from backbones.sd21 import folders, parts
 from backbones.sd21.backbone import quiet
 from backbones.sd21.pipeline import DoSSRPipeline
 from dosde import objective
@@ -115,7 +115,7 @@ class SD21:
     def encoded(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of HR's posterior, joined, and z_hat0, of pictures in [0, 1]."""
         pipe, size = self.pipe, list(hr.shape[-2:])
-        moments = pipe._moments(pipe.vae, "source", hr, None)
+        moments = pipe.moments(pipe.vae, "source", hr, None)
         larger = lr
         if pipe.preprocessor is not None:
             grows = int(pipe.preprocessor.config.scale)
@@ -128,7 +128,7 @@ class SD21:
         else:
             moments, z_hat0 = self.encoded(batch["hr"], batch["lr"])
         wanted, z = self.config.objective, batch["noise0"]
-        z0 = self.pipe._latent(moments, batch["noise1"], None)
+        z0 = self.pipe.latent(moments, batch["noise1"], None)
         t = self.times(batch["part"])
         value = self.net(network, self.process.sample(z0, z_hat0, t, z), z_hat0, t)
         w = weights(self.process, wanted, self.times, t)
@@ -164,7 +164,7 @@ class SD21:
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it."""
-        controlnet = checkpoint.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
+        controlnet = parts.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
         before, path = self.pipe._folder, folder / "pipeline"
         assert before is not None
         shutil.rmtree(path, ignore_errors=True)
