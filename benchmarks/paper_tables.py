@@ -35,7 +35,8 @@ from torch import Tensor
 
 import dosde
 from backbones import embedded, weights
-from backbones.training import config, loop, tasks
+from backbones.training import config, loop
+from backbones.training.task import Task
 from dosde import cold, method
 from dosde.process import flow
 
@@ -242,11 +243,11 @@ TABLES: dict[str, Table] = {
 # -- Training, measuring ------------------------------------------------------------------------------------------------------
 
 
-def task(own: config.Config) -> tasks.Task:
+def task(own: config.Config) -> Task:
     """Cold diffusion's own; else that of `dosde train`."""
     if own.model.network == "paper_networks:Sharpener":
         return paper_networks.Cold(own)
-    return tasks.made(own)
+    return loop.made(own)
 
 
 def wanted(name: str, seed: int) -> config.Config:

@@ -177,7 +177,7 @@ def clocked(pipe: Any, clock: Clock, compiled: dict[str, Callable[..., Any]]) ->
         (pipe, name, clock.around(stage, getattr(pipe, name)))
         for name, stage in (
             ("preprocess", "preprocess"),
-            ("_moments", "encode"),
+            ("moments", "encode"),
             ("_solve", "solver"),
             ("decode", "decode"),
             ("fix_colour", "colour"),

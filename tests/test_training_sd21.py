@@ -14,8 +14,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from backbones.sd21 import DoSSRPipeline, names
-from backbones.training import checkpoints, config, loop
+from backbones.training import config, loop
 from backbones.training.sd21 import SD21
+from backbones.weights import part
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_only_the_controlnet_trains_and_its_loss_falls(weights, tmp_path):
     before, after = (DoSSRPipeline.from_pretrained(folder) for folder in (weights, path))
     for name in ("vae", "unet", "hint_encoder", "preprocessor"):
         assert same(getattr(before, name).state_dict(), getattr(after, name).state_dict()), name
-    trained = checkpoints.part(last(tmp_path / "run"), "ema.")
+    trained = part(last(tmp_path / "run"), "ema.")
     assert same(after.controlnet.state_dict(), trained)
     changed = [name for name, value in before.controlnet.state_dict().items() if not torch.equal(value, trained[name])]
     assert len(changed) > 0.9 * len(trained)

@@ -26,11 +26,11 @@ import dosde
 from backbones.sd21 import folders, parts
 from backbones.sd21.backbone import quiet
 from backbones.sd21.pipeline import DoSSRPipeline
+from backbones.weights import read_safetensors, write_safetensors
 from dosde import objective
 
-from . import checkpoints
 from .config import Config, Times, weights
-from .tasks import Batch, Network
+from .task import Batch, Network
 
 
 class SD21:
@@ -78,10 +78,10 @@ class SD21:
         digest = hashlib.sha256(f"{own.weights}\n{own.prompt}".encode()).hexdigest()[:16]
         path = Path(own.cache) / f"prompt_{digest}.safetensors"
         if path.exists():
-            return checkpoints.read(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
+            return read_safetensors(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
         context = pipe.encode_prompt(own.prompt, "sd21.prompt")
         if not dist.is_initialized() or dist.get_rank() == 0:  # one writes
-            checkpoints.write(path, {"context": context}, {})
+            write_safetensors(path, {"context": context}, {})
         return context
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
@@ -95,7 +95,7 @@ class SD21:
             if not cached.path(number).exists():
                 sample = cached.source(number)
                 moments, z_hat0 = self.encoded(*(sample[name][None].to(self.context.device) for name in ("hr", "lr")))
-                checkpoints.write(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
+                write_safetensors(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
         if not self.config.validation.every:  # nothing needs them any more
             for module in (self.pipe.vae, self.pipe.hint_encoder, self.pipe.preprocessor):
                 if module is not None:
@@ -209,7 +209,7 @@ class Cached(Dataset[Batch]):
             os.replace(part, path)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
-        return checkpoints.read(self.path(key[1]))[0]
+        return read_safetensors(self.path(key[1]))[0]
 
 
 def _resized(picture: Tensor, size: list[int]) -> Tensor:
