@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 import backbones
 import dosde
 from backbones import evaluation
+from backbones.cli import main
 from backbones.embedded import WEIGHTS, Config, Embedded, Network, ProcessConfig, load, save, source
 from backbones.pictures import degradation
 from backbones.pictures import io as images
 from backbones.training import config
 from backbones.training.data import HELD_OUT, held_out
 from backbones.weights import metadata
-from dosde.cli import main
 
 SMALL = Config(width=8, blocks=2, embedding=16)
 DIFFUSION = ProcessConfig("domain_shift", {"t1": None, "schedule": "cosine"})

@@ -15,9 +15,9 @@ from PIL import Image
 from scipy.signal import convolve2d
 
 from backbones import embedded, evaluation, load, upscale
+from backbones.cli import main
 from backbones.pictures import degradation
 from backbones.pictures import io as images
-from dosde.cli import main
 
 KEYS = ("scale", "border", "crop", "channel", "lr", "lr_sha256", "pictures", "metrics", "seed", "nfe")
 

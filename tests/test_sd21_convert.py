@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
-from dosde.cli import main
+from backbones.cli import main
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

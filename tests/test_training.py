@@ -26,10 +26,10 @@ from training_networks import Network
 import backbones
 import dosde
 from backbones import embedded, evaluation
+from backbones.cli import main
 from backbones.pictures import degradation
 from backbones.training import config, loop, pixels, state, validation
 from backbones.weights import part, read_safetensors
-from dosde.cli import main
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -579,7 +579,7 @@ def test_a_network_of_the_folder_where_the_command_runs(tmp_path):
         sys.executable,
         "-P",
         "-c",
-        f"import sys; from dosde.cli import main; sys.exit(main(['train', '--config', {str(path)!r}]))",
+        f"import sys; from backbones.cli import main; sys.exit(main(['train', '--config', {str(path)!r}]))",
     ]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), check=False).returncode == 0
     assert (tmp_path / "run" / "weights.safetensors").is_file()
