@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import embedded as shipped
 import paper_networks
 import peers
 import report
+import shipped
 import torch
 from report import ROOT
 from torch import Tensor

@@ -289,7 +289,7 @@ def test_what_ships_is_small_and_says_what_it_is():
 
 @pytest.mark.parametrize("name", ["chelsea", "coffee"])
 def test_what_ships_beats_bicubic_in_the_mean_and_has_detail_in_a_sample(name):
-    """On what it never saw. benchmarks/embedded.py has the numbers."""
+    """On what it never saw. benchmarks/shipped.py has the numbers."""
     hr = held_out()[name][None, :, 40:200, 100:260]
     lr = degradation.apply(hr[0], degradation.sample(degradation.BICUBIC, np.random.default_rng(0)))[None]
     bicubic = (source(lr, hr.shape[-2:]) + 1) / 2

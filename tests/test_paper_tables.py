@@ -2,11 +2,11 @@
 
 import re
 
-import embedded as shipped
 import paper_networks
 import paper_tables
 import pytest
 import report
+import shipped
 import torch
 
 from backbones import embedded

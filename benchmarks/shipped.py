@@ -1,6 +1,6 @@
 """The network that ships, on the photographs that it never saw: chelsea, coffee and china, four times smaller by bicubic.
 
-    python benchmarks/embedded.py [--again NAME=FILE ...]
+    python benchmarks/shipped.py [--again NAME=FILE ...]
 
 Fidelity (PSNR and SSIM of Y), likeness to photographs (`realism`), seconds for 256x256 -> 1024x1024, and the goals. Writes
 benchmarks/results/embedded.json, the tables of docs/embedded.md, docs/embedded.png (spectra) and docs/embedded.jpg (crops).

@@ -1,6 +1,6 @@
 """Contact sheet of the degradation: pictures (rows) as they are, bicubic, and degraded by seed (columns), four times smaller.
 
-    python benchmarks/degradation.py
+    python benchmarks/contact_sheet.py
 
 Writes docs/degradation.jpg and the table of what was drawn to docs/training.md, and prints it.
 """
