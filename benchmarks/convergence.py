@@ -27,8 +27,8 @@ from report import ROOT
 from torch import Tensor
 
 import dosde
-from backbones import gaussian
-from backbones.mixture import Mixture
+from backbones.exact import gaussian
+from backbones.exact.mixture import Mixture
 from dosde import expansion, grid, method, schedule, shift
 from dosde.grid import Grid
 from dosde.method import Coefficient, Method, Psi

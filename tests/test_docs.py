@@ -4,16 +4,16 @@ import re
 from pathlib import Path
 
 import ablation
+import agreement
+import contact_sheet
 import convergence
-import degradation
-import embedded
 import few_step
-import interop
 import overhead
 import paper_tables
 import pipeline_memory
 import pytest
 import report
+import shipped
 import stability
 import tune
 
@@ -63,18 +63,18 @@ def test_tables_are_what_the_benchmarks_wrote():
     assert report.between(document, "pipeline_memory")[1].strip() == pipeline_memory.table(held["rows"])
     assert report.between(document, "pipeline_stages")[1].strip() == pipeline_memory.stage_table(held["stages"])
     numbers, document = report.load("embedded"), (ROOT / "docs" / "embedded.md").read_text()
-    assert report.between(document, "embedded")[1].strip() == embedded.table(numbers)
-    assert report.between(document, "embedded_goals")[1].strip() == embedded.goals(numbers)
-    assert report.between(document, "embedded_cost")[1].strip() == embedded.cost(numbers)
-    assert report.between(document, "embedded_again")[1].strip() == embedded.again(numbers)
+    assert report.between(document, "embedded")[1].strip() == shipped.table(numbers)
+    assert report.between(document, "embedded_goals")[1].strip() == shipped.goals(numbers)
+    assert report.between(document, "embedded_cost")[1].strip() == shipped.cost(numbers)
+    assert report.between(document, "embedded_again")[1].strip() == shipped.again(numbers)
     numbers, document = report.load("paper_tables"), (ROOT / "docs" / "paper_tables.md").read_text()
     assert report.between(document, "paper_tables")[1].strip() == paper_tables.document(numbers)
     numbers, document = report.load("interop"), (ROOT / "docs" / "interop.md").read_text()
-    assert report.between(document, "interop")[1].strip() == interop.table(numbers["steps"], numbers["rows"])
+    assert report.between(document, "interop")[1].strip() == agreement.table(numbers["steps"], numbers["rows"])
 
 
 def test_the_contact_sheet_is_of_the_draws_beside_it():
-    assert report.between((ROOT / "docs" / "training.md").read_text(), "degradation")[1].strip() == degradation.table()
+    assert report.between((ROOT / "docs" / "training.md").read_text(), "degradation")[1].strip() == contact_sheet.table()
     assert (ROOT / "docs" / "degradation.jpg").stat().st_size < 200_000
 
 

@@ -1,6 +1,6 @@
 """One model, three libraries: `solve`, the samplers of k-diffusion and torchdiffeq's odeint on the same probability-flow ODE.
 
-    python benchmarks/interop.py            (half a minute; pip install --no-deps k-diffusion for the package's own samplers)
+    python benchmarks/agreement.py            (half a minute; pip install --no-deps k-diffusion for the package's own samplers)
 
 The model is exact for a mixture of two Gaussians, on scaled_linear noise and the cosine shift. All start from the same x at
 lam = 20 and follow the ODE to lam = 0.2, with steps uniform in log lam. The reference is odeint (dopri5, tolerance 1e-11) on
@@ -26,7 +26,7 @@ from report import ROOT
 from torch import Tensor
 
 import dosde
-from backbones.mixture import Mixture
+from backbones.exact.mixture import Mixture
 from dosde import expansion, method, schedule, shift
 from dosde.interop.k_diffusion import as_denoiser, sample_dosde
 from dosde.method import Coefficient, Method
@@ -160,7 +160,7 @@ def plot(steps: Sequence[int], rows: dict[str, list[float]], path: Path) -> None
 def main() -> None:
     rows = measure()
     print(table(STEPS, rows))
-    report.save("interop", {"command": "python benchmarks/interop.py", "steps": STEPS, "rows": rows})
+    report.save("interop", {"command": "python benchmarks/agreement.py", "steps": STEPS, "rows": rows})
     report.insert(ROOT / "docs" / "interop.md", "interop", table(STEPS, rows))
     plot(STEPS, rows, ROOT / "docs" / "interop.png")
 
