@@ -28,7 +28,7 @@ class Backbone(Protocol):
         """The times that suit its model."""
 
     @property
-    def method(self) -> dosde.method.Method:
+    def method(self) -> dosde.step.Method:
         """The solver that suits its model; if `order` has a default there, that is the order."""
 
     def encode(self, picture: Tensor, scale: float, noise: Any = None) -> tuple[Tensor, Any]:

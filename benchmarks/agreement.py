@@ -29,8 +29,8 @@ import dosde
 from backbones.exact.mixture import Mixture
 from dosde import expansion, method, schedule, shift
 from dosde.interop.k_diffusion import as_denoiser, sample_dosde
-from dosde.method import Coefficient, Method
 from dosde.process import Process
+from dosde.step import Coefficient, Method
 
 DOUBLE = torch.float64
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))

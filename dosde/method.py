@@ -24,8 +24,10 @@ from .expansion import Variable
 from .process import Marginal
 from .recipe import maker
 from .srk import srk as srk
-from .step import Array, Method, Step, stacked, steps
+from .step import Array, stacked, steps
 from .step import Coefficient as Coefficient
+from .step import Method as Method
+from .step import Step as Step
 
 Psi = Callable[[Marginal], Tensor]
 

@@ -54,7 +54,7 @@ def _below(t1: float, T: int) -> int:
     return math.floor(t1 * T + 1e-9)
 
 
-_RESSHIFT = {15: 0.02**2, 4: 0.1**2}  # T and eta_min
+RESSHIFT_ETA_MIN = {15: 0.02**2, 4: 0.1**2}  # T and eta_min
 
 
 def resshift(steps: int = 15, T: int = 15) -> tuple[Process, Tensor]:
@@ -66,9 +66,9 @@ def resshift(steps: int = 15, T: int = 15) -> tuple[Process, Tensor]:
         steps: 2 to T.
         T: 15, its first release, or 4, the later one.
     """
-    if T not in _RESSHIFT:
+    if T not in RESSHIFT_ETA_MIN:
         raise Refused("T", T, "15 or 4, the released ones, is needed (process.resshift has others)")
-    process = _process.resshift(T, eta_min=_RESSHIFT[T])
+    process = _process.resshift(T, eta_min=RESSHIFT_ETA_MIN[T])
     return process, grid.respaced(T)(process, steps)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from dosde import __version__
-from dosde.solve import _default_order
+from dosde.plan import default_order
 
 from .options import (
     DEFAULTS,
@@ -181,7 +181,7 @@ def _about(solver: Solver, backbone: "Backbone") -> dict[str, object]:
     if path is not None and path.is_file():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    usual = min(_default_order(solver.on(backbone)["method"]), solver.steps)
+    usual = min(default_order(solver.on(backbone)["method"]), solver.steps)
     return {
         "backbone": solver.name,
         "weights": None if path is None else path.name,

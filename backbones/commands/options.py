@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from dosde import method, presets
-from dosde.solve import plan
+from dosde.plan import plan
 
 if TYPE_CHECKING:
     from backbones import Backbone

@@ -21,8 +21,8 @@ from backbones import backbone
 from backbones.pictures import io as images
 from backbones.pictures.tiling import tiled
 from backbones.weights import aligned, metadata, read, write
-from dosde.method import Method
 from dosde.solve import Model
+from dosde.step import Method
 
 from .network import Config, Network
 

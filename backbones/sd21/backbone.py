@@ -12,10 +12,10 @@ from torch import Tensor
 import dosde
 from backbones import backbone
 from backbones.pictures import io as images
-from dosde.method import Step
 from dosde.noise import Noise
 from dosde.process import Marginal
 from dosde.solve import Model
+from dosde.step import Step
 
 from .convert import DTYPES
 from .pipeline import PROMPT, DoSSRPipeline

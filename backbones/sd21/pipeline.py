@@ -20,9 +20,9 @@ from backbones import weights
 from backbones.pictures import colour
 from backbones.pictures import io as images
 from backbones.weights import Tensors
+from dosde import check
 from dosde.interop.diffusers import DoSDEScheduler
 from dosde.noise import Independent, as_noise
-from dosde.solve import _count
 
 from . import malloc, parts
 from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
@@ -257,8 +257,8 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
         Errors: ValueError or TypeError before any work.
         """
         pictures = _pictures(image)
-        steps = _count("num_inference_steps", num_inference_steps)
-        order = None if order is None else _count("order", order)
+        steps = check.count("num_inference_steps", num_inference_steps)
+        order = None if order is None else check.count("order", order)
         callback, inputs = callback_on_step_end, callback_on_step_end_tensor_inputs
         conditioning = controlnet_conditioning_scale
         self._check(scale, color_fix, source, output_type, guidance_scale, conditioning, callback, inputs)

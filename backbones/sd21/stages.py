@@ -24,8 +24,8 @@ import dosde
 from backbones.pictures import colour
 from backbones.pictures import io as images
 from backbones.pictures.tiling import boxes, tiled
+from dosde import check
 from dosde.noise import as_noise
-from dosde.solve import _version
 
 from . import malloc
 from .tiles import Tiles
@@ -307,7 +307,7 @@ class Stages:
         pairs = [(tensor, theirs[name]) for name, tensor in own.items()]
         if any(tensor.is_meta for pair in pairs for tensor in pair):  # offloaded, module by module
             return False
-        versions = tuple((t.data_ptr(), _version(t)) for pair in pairs for t in pair)
+        versions = tuple((t.data_ptr(), check.writes(t)) for pair in pairs for t in pair)
         if self._compared is None or self._compared[0] != versions:
             # On the host: with model offload one may be on the device, and the other not.
             self._compared = versions, all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)

@@ -129,7 +129,7 @@ def _own_network(process: Process) -> Callable[..., nn.Module]:
         t1 = None if process.shift == "none" else process.t1
         kept = embedded.ProcessConfig("domain_shift", {"schedule": process.schedule, "t1": t1})
     elif process.kind == "resshift":
-        kept = embedded.ProcessConfig("resshift", {"T": process.T, "eta_min": presets._RESSHIFT[process.T]})
+        kept = embedded.ProcessConfig("resshift", {"T": process.T, "eta_min": presets.RESSHIFT_ETA_MIN[process.T]})
     else:
         kept = embedded.ProcessConfig("flow", {"kappa": process.kappa})
 
