@@ -20,36 +20,6 @@ ROOMS = (
     *("whole", "weights", "pictures", "backbone", "exact", "embedded", "sd21", "resshift", "gan"),
     *("backbones", "evaluation", "training", "commands", "cli"),
 )
-# Names of dosde with an underscore that are still taken: a list to be emptied.
-UNDERSCORED = {
-    ("backbones.commands.evaluate", "dosde.solve._default_order"),
-    ("backbones.sd21.pipeline", "dosde.solve._count"),
-    ("backbones.sd21.stages", "dosde.solve._version"),
-    ("backbones.training.pixels", "dosde.presets._RESSHIFT"),
-    ("dosde.cold", "dosde.solve._check_finite"),
-    ("dosde.cold", "dosde.solve._check_output"),
-    ("dosde.cold", "dosde.solve._check_tensor"),
-    ("dosde.cold", "dosde.solve._count"),
-    ("dosde.cold", "dosde.solve._described"),
-    ("dosde.cold", "dosde.solve._state_dtype"),
-    ("dosde.cold", "dosde.solve._sum"),
-    ("dosde.cold", "dosde.solve._with_progress"),
-    ("dosde.interop.diffusers", "dosde.method._check_tau"),
-    ("dosde.interop.diffusers", "dosde.solve._advance"),
-    ("dosde.interop.diffusers", "dosde.solve._check_finite"),
-    ("dosde.interop.diffusers", "dosde.solve._check_source"),
-    ("dosde.interop.diffusers", "dosde.solve._count"),
-    ("dosde.interop.diffusers", "dosde.solve._described"),
-    ("dosde.interop.diffusers", "dosde.solve._marginals"),
-    ("dosde.interop.diffusers", "dosde.solve._noised"),
-    ("dosde.interop.diffusers", "dosde.solve._plan"),
-    ("dosde.interop.diffusers", "dosde.solve._state_dtype"),
-    ("dosde.interop.diffusers", "dosde.solve._sum"),
-    ("dosde.interop.diffusers", "dosde.solve._version"),
-    ("dosde.interop.k_diffusion", "dosde.solve._check_source"),
-    ("dosde.interop.k_diffusion", "dosde.solve._described"),
-    ("dosde.interop.k_diffusion", "dosde.solve._process_of"),
-}
 
 
 def imports(module: str) -> Iterator[tuple[str, str | None]]:
@@ -133,7 +103,7 @@ def test_no_module_takes_a_name_with_an_underscore():
         for other, name in arrows
         if other != module and name is not None and name[0] == "_" and not name.startswith("__")
     }
-    assert taken <= UNDERSCORED
+    assert taken == set()
 
 
 def test_importing_backbones_is_light():
