@@ -16,12 +16,15 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 _PACKAGES = ("dosde", "backbones", "torch")  # what may stand between a warning and the user: torch wraps `solve`
+P = TypeVar("P")
+
+_AMPLIFICATION = 50  # sum |new| / a_t above which a user is told; the paper's solvers stay below 21 on their grids
 _SMALL = 6  # as many entries of a list or a tensor are shown
 
 _repr = reprlib.Repr()
@@ -172,6 +175,19 @@ def table(argument: str, values: Tensor | Sequence[float], ends: str, falling: b
     return rows
 
 
+def process(model: object, given: P | None, kind: type[P]) -> P:
+    """The process given, or the one that the model carries."""
+    own = getattr(model, "process", None)
+    own = own if isinstance(own, kind) else None
+    if given is None and own is None:
+        raise Refused("process", None, "pass process=dosde.Process(schedule, shift)", "None, and the model carries none")
+    if given is not None and not isinstance(given, kind):
+        raise RefusedType("process", given, "a dosde.Process is needed")
+    if given is not None and own is not None and given != own:
+        raise Refused("process", given, "leave it out, or pass a model without one", "differs from the model's own process")
+    return cast(P, given or own)
+
+
 def times(value: object, steps: int, instead: str = "") -> Tensor:
     """steps + 1 decreasing times in [0, 1], as a float64 tensor."""
     try:
@@ -235,6 +251,25 @@ def output(x_theta: Tensor, x: Tensor, step: int, t: float) -> None:
 def total(x: Tensor) -> Tensor:
     """The sum in at least float32. NaN and infinity stay in it, and it is far cheaper than isfinite().all()."""
     return x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def net(value: object, x: Tensor, t: float) -> None:
+    """What a network returned for x."""
+    if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
+        what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else form(value)
+        raise Refused("net", value, f"a floating tensor of shape {tuple(x.shape)} is needed", f"returned {what} at t = {t:g}")
+
+
+def amplification(factors: Sequence[float], order: int) -> None:
+    """Warns of a step that multiplies errors of the model by a large factor."""
+    most = max(factors)
+    if most > _AMPLIFICATION:
+        advice = (
+            f"step {factors.index(most)} multiplies errors of the model by up to {most:.0f}: it extrapolates far from outputs "
+            "that lie close together. A lower order, a grid without such a jump, or another variable (adams, ode: "
+            "expansion.log_lam) avoids that"
+        )
+        warn("order", order, advice)
 
 
 def finite(totals: Sequence[Tensor], last: Tensor, times: Sequence[float], other: str = "noise") -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import check
 from .check import Refused
-from .process import state_dtype
+from .placement import state_dtype
 from .progress import with_progress
 from .recipe import maker
 from .solve import Callback, Model

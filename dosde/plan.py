@@ -24,8 +24,6 @@ from .step import Method, Step
 
 Times = Tensor | Sequence[float]
 
-_AMPLIFICATION = 50  # sum |new| / a_t above which a user is told; the paper's solvers stay below 21 on their grids
-
 
 @torch.no_grad()
 def plan(
@@ -69,7 +67,7 @@ def applied(method: Method, marginals: Sequence[Marginal], order: int | None) ->
     for i, step in enumerate(plan):
         most, shown = min(i + 1, order + 1), f"step {i} has {len(step.new)} weights"
         require(1 <= len(step.new) <= most, "method", method, f"1 to {most} is needed, the outputs kept", shown)
-    _warn_of_amplification(plan, marginals, order)
+    check.amplification([_amplification(step, m) for step, m in zip(plan, marginals[1:], strict=True)], order)
     return plan
 
 
@@ -107,17 +105,6 @@ def _times(process: Process, steps: int, grid: Grid | Times | None) -> Tensor:
         shown = f"{check.describe(grid)} fails as (process, steps) -> times ({error})"
         raise RefusedType("grid", grid, "grid.karras(), say, is needed", shown) from error
     return check.times(made, steps, "a function (process, steps) -> times, such as grid.karras(), or ")
-
-
-def _warn_of_amplification(plan: Sequence[Step], marginals: Sequence[Marginal], order: int) -> None:
-    sums = [_amplification(step, m) for step, m in zip(plan, marginals[1:], strict=True)]
-    if max(sums) > _AMPLIFICATION:
-        advice = (
-            f"step {sums.index(max(sums))} multiplies errors of the model by up to {max(sums):.0f}: it extrapolates far from "
-            "outputs that lie close together. A lower order, a grid without such a jump, or another variable (adams, ode: "
-            "expansion.log_lam) avoids that"
-        )
-        check.warn("order", order, advice)
 
 
 def _amplification(step: Step, m: Marginal) -> float:

@@ -193,10 +193,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
         value = self.net(x.to(x_hat0.dtype), x_hat0, t)
-        if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
-            what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else check.form(value)
-            needed = f"a floating tensor of shape {tuple(x.shape)} is needed"
-            raise Refused("net", value, needed, f"returned {what} at t = {float(t):g}")
+        check.net(value, x, float(t))
         if self.predicts == "x0":
             return value
         return combine(value, x, x_hat0, self.coefficients(float(t), x.device, x.dtype))

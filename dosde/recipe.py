@@ -29,11 +29,10 @@ def maker(function: Callable[P, R]) -> Callable[P, R]:
 
     Tensors among the arguments are copied: what is made does not change when the caller writes to them.
     """
-    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
+        bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
         bound.arguments.update({name: _copied(value) for name, value in bound.arguments.items()})
         return cast(R, Made(make, bound, cast(Callable[..., Any], function(*bound.args, **bound.kwargs))))

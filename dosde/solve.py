@@ -14,11 +14,12 @@ from . import check
 from . import method as _method
 from .grid import Grid
 from .noise import Noise, as_noise
+from .placement import placed, state_dtype
 from .plan import Times, applied, marginals
 from .prediction import Denoiser
-from .process import Marginal, Process, process_of, state_dtype
+from .process import Marginal, Process
 from .progress import with_progress
-from .step import Coefficient, Method, Step, placed
+from .step import Coefficient, Method, Step
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor, Tensor], object]
@@ -78,7 +79,7 @@ def solve(
     check.function("model", model, "a function (x, x_hat0, t) -> x_theta is needed", check.form(model))
     if callback is not None:
         check.function("callback", callback, "a function (step, t, x, x_theta) is needed")
-    process = process_of(model, process)
+    process = check.process(model, process, Process)
     points = marginals(process, check.count("steps", steps), grid)
     plan = applied(method, points, order)
     check.source(x_hat0, process.field_shape)

@@ -26,9 +26,10 @@ from torch import Tensor
 from dosde import check, expansion, grid, method, presets, recipe, schedule, shift
 from dosde.check import Refused, RefusedType
 from dosde.noise import Independent
+from dosde.placement import state_dtype
 from dosde.plan import applied, marginals
 from dosde.prediction import TRAINED, Predicts, combine, to_x0
-from dosde.process import Process, state_dtype
+from dosde.process import Process
 from dosde.solve import advanced, noised
 from dosde.step import Method, Step
 

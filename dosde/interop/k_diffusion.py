@@ -22,7 +22,7 @@ from dosde.expansion import log_lam
 from dosde.method import adams, using
 from dosde.noise import Independent
 from dosde.prediction import Denoiser
-from dosde.process import Process, process_of
+from dosde.process import Process
 from dosde.schedule import ve
 from dosde.shift import none
 from dosde.solve import Model, solve
@@ -52,7 +52,7 @@ def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) ->
     0.2500
     """
     check.function("model", model, "a function (x, x_hat0, t) -> x_theta is needed", check.form(model))
-    process = process_of(model, process)
+    process = check.process(model, process, Process)
     check.source(x_hat0, process.field_shape)
     if process.field_shape:
         raise Refused(
