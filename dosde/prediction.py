@@ -34,6 +34,7 @@ from torch import Tensor
 from . import check
 from .check import Refused, require
 from .process import HALF, Marginal, Process
+from .recipe import ByValue
 
 Own = Callable[[Marginal], tuple[Tensor | float, ...]]  # m -> (c, p, q, r)
 Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "flow"] | Own
@@ -139,8 +140,8 @@ def combine(value: Tensor, x: Tensor, x_hat0: Tensor, coefficients: tuple[float 
     return x_theta
 
 
-@dataclass(frozen=True)
-class Denoiser:
+@dataclass(frozen=True, eq=False, repr=False)
+class Denoiser(ByValue):
     """A network as a model: (x, x_hat0, t) -> x_theta, computed in the dtype of x.
 
     Args:

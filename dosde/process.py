@@ -70,8 +70,8 @@ class Transition(ByValue):
     std: Tensor
 
 
-@dataclass(frozen=True)
-class Process:
+@dataclass(frozen=True, eq=False, repr=False)
+class Process(ByValue):
     """A domain-shift process of a noise schedule t -> (alpha, sigma) and a shift t -> eta.
 
     Two processes are equal if their schedules and shifts are, which is so if equal calls made them.
