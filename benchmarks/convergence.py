@@ -10,7 +10,7 @@ ode       distance to the solution of the probability-flow ODE (a two-component 
 default   the weak error again, on the default grid of `solve`, uniform in t down to t = 0, where lam goes like sqrt(t)
 
 All in float64 on scaled_linear noise and the cosine shift, from t1 = 1/2 (lam infinite), but for the last to t = 0.1. Prints a
-table and writes it into README.md and docs/methods.md, its numbers into benchmarks/results/convergence.json, and a plot,
+table and writes it into docs/methods.md, its numbers into benchmarks/results/convergence.json, and a plot,
 docs/convergence.png. tests/test_orders.py asserts these slopes.
 """
 
@@ -212,16 +212,13 @@ def measure(counts: dict[str, tuple[int, ...]]) -> list[dict[str, object]]:
     return rows
 
 
-BRIEF = ("dos", "adams", "adams, corrector", "srk", "resshift", "ode", "ode, corrector")
-
-
-def table(rows: list[dict[str, object]], names: Sequence[str] = tuple(METHODS)) -> str:
-    """Markdown, as it stands in docs/methods.md, and in README.md for the names in BRIEF."""
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown, as it stands in docs/methods.md."""
     lines = [
         "| method | order | calls a step | expansion | strong | weak | ODE | weak, default grid to t = 0 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in (row for row in rows if row["method"] in names):
+    for row in rows:
         slopes: dict[str, float] = row["slopes"]  # type: ignore[assignment]
         cells = [f"{slopes[k] + 0.0:.2f}" if k in slopes else "" for k in ("drift", "strong", "weak", "ode", "default")]
         lines.append(f"| {row['method']} | {row['order']} | {1 + (row['method'] == 'srk')} | " + " | ".join(cells) + " |")
@@ -265,7 +262,6 @@ def main() -> None:
     if not quick:
         report.save("convergence", {"command": "python benchmarks/convergence.py", "steps": counts, "rows": rows})
         report.insert(ROOT / "docs" / "methods.md", "convergence", table(rows))
-        report.insert(ROOT / "README.md", "convergence", table(rows, BRIEF))
         plot(rows, counts, ROOT / "docs" / "convergence.png")
 
 

@@ -36,7 +36,7 @@ def test_examples_run(path, capsys, tmp_path, monkeypatch):
         assert comment in shown
     for step in re.findall(r"^    (t \d.\d+ -> .*)$", document, flags=re.MULTILINE):
         assert step in shown.splitlines()
-    if path.parent.name == "docs":
+    if path.parent == ROOT / "docs":
         for picture in tmp_path.iterdir():  # a page that writes a picture shows it
             assert f"]({picture.name})" in document
 
