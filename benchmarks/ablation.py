@@ -186,12 +186,12 @@ def scaled_start(scale: float, top: float) -> Grid:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown, as it stands in docs/few_steps.md."""
+    """Markdown, as it stands in benchmarks/results/ablation.md."""
     lines = [[name, *(f"{by_steps[n] if n in by_steps else by_steps[str(n)]:.3f}" for n in STEPS)] for name, by_steps in rows]  # type: ignore[index]
     return report.table(["calls", *map(str, STEPS)], lines)
 
 
-REPORT = report.Report("ablation", {("docs/few_steps.md", "ablation"): lambda numbers: table(numbers["rows"])})
+REPORT = report.Report("ablation", {("benchmarks/results/ablation.md", "ablation"): lambda numbers: table(numbers["rows"])})
 
 
 def main() -> None:

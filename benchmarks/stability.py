@@ -74,7 +74,7 @@ def plot(numbers: report.Numbers, path: Path) -> None:
 
 REPORT = report.Report(
     "stability",
-    {("docs/few_steps.md", "stability"): lambda numbers: table(numbers["rows"])},
+    {("benchmarks/results/few_step.md", "stability"): lambda numbers: table(numbers["rows"])},
     {"stability.png": plot},
 )
 

@@ -65,7 +65,7 @@ def table(rows: Sequence[tuple[dict[str, float], Sequence[float]]]) -> str:
     return report.table(["", *(f"{n} calls" for n in STEPS), "all"], lines)
 
 
-REPORT = report.Report("tune", {("docs/few_steps.md", "tune"): lambda numbers: table(numbers["rows"])})
+REPORT = report.Report("tune", {("benchmarks/results/ablation.md", "tune"): lambda numbers: table(numbers["rows"])})
 
 
 def main() -> None:

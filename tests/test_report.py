@@ -30,14 +30,14 @@ def test_every_goal_is_judged_and_can_be_missed():
 
 
 def test_a_report_goes_to_a_folder_and_changes_nothing_else(tmp_path):
-    before = {path: path.read_bytes() for path in (report.ROOT / "docs" / "few_steps.md", *report.RESULTS.iterdir())}
+    before = {path: path.read_bytes() for path in (report.ROOT / few_step.TABLES, *report.RESULTS.iterdir())}
     numbers = report.load("few_step_resshift")
     written = report.Report("made", few_step.RESSHIFT.tables, {"made.png": lambda numbers, path: path.write_text("drawn")})
     written.write(numbers, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"made.json", "few_steps_few_step_resshift.md", "made.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"made.json", "few_step_few_step_resshift.md", "made.png"}
     assert json.loads((tmp_path / "out" / "made.json").read_text()) == numbers
-    inside = report.between((report.ROOT / "docs" / "few_steps.md").read_text(), "few_step_resshift")[1]
-    assert (tmp_path / "out" / "few_steps_few_step_resshift.md").read_text() == inside
+    inside = report.between((report.ROOT / few_step.TABLES).read_text(), "few_step_resshift")[1]
+    assert (tmp_path / "out" / "few_step_few_step_resshift.md").read_text() == inside
     assert {path: path.read_bytes() for path in before} == before
-    changed = report.Report("few_step_resshift", {("docs/few_steps.md", "few_step_resshift"): lambda numbers: "| another |"})
-    assert changed.stale() == ["docs/few_steps.md, few_step_resshift"]
+    changed = report.Report("few_step_resshift", {(few_step.TABLES, "few_step_resshift"): lambda numbers: "| another |"})
+    assert changed.stale() == [f"{few_step.TABLES}, few_step_resshift"]
