@@ -60,6 +60,16 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_prose_is_wrapped(path):
+    """Lines of prose have at most 120 characters. Tables, pictures, commands and what benchmarks write may be longer."""
+    text = re.sub(
+        r"^```.*?^```$|<!-- (\w+): begin -->.*?<!-- \1: end -->", "", path.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "![", "    "))]
+    assert not long
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_files_that_are_named_exist(path):
     if path.name == "CHANGELOG.md":
         pytest.skip("it names files of earlier versions")
