@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/dosde/dosde/blob/main/"
 PACKAGES = ("dosde", "backbones")
+SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Warns", "Examples")  # of Google's style
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # file -> page
 
 
@@ -117,19 +118,29 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     return re.sub(r"(\]\()([^)\s]+)\)", moved, markdown)
 
 
-class Doctests(griffe.Extension):
-    """Shows the doctests at the end of a docstring as examples, and not as quotations."""
+class Docstrings(griffe.Extension):
+    """Docstrings as this project writes them: equations are code, and doctests are examples.
+
+    An indented block after a line that ends in a colon would be a box with that line as its title, and a doctest would be a
+    quotation.
+    """
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        if obj.docstring is None:
-            return
-        lines: list[str] = []
-        inside = False
-        for line in obj.docstring.value.splitlines():
-            if line.startswith(">>>") and not inside:
-                lines += ["Examples:"]
-                inside = True
-            elif inside and not line.strip():
-                inside = False
-            lines.append(f"    {line}" if inside else line)
-        obj.docstring.value = "\n".join(lines)
+        if obj.docstring is not None:
+            obj.docstring.value = "\n".join(self.rewritten(obj.docstring.value.splitlines()))
+
+    @staticmethod
+    def rewritten(lines: list[str]) -> list[str]:
+        made: list[str] = []
+        example = False
+        for line in lines:
+            if line.startswith(">>>") and not example:
+                made += ["Examples:"]
+                example = True
+            elif example and line and not made[-1].strip() and not line.startswith(">>>"):
+                example = False  # prose after a blank line
+            last = made[-1] if made else ""
+            if line.startswith("    ") and last.endswith(":") and last[0] != " " and last[:-1] not in SECTIONS:
+                made.append("")
+            made.append(f"    {line}".rstrip() if example else line)
+        return made
