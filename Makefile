@@ -27,7 +27,7 @@ bench: $(VENV)/.dev
 	$(PIP) -e ".[train]"
 	$(BIN)/python benchmarks/convergence.py
 	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/interop.py
+	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/few_step.py
 	$(BIN)/python benchmarks/few_step.py --process resshift
 	$(BIN)/python benchmarks/stability.py
@@ -35,8 +35,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/pipeline.py --dtype float32,bfloat16 --repeats 3  # full size: half an hour, 13 GB
 	$(BIN)/python benchmarks/pipeline_memory.py
-	$(BIN)/python benchmarks/degradation.py
-	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/contact_sheet.py
+	$(BIN)/python benchmarks/shipped.py
 	$(BIN)/python benchmarks/paper_tables.py --train  # an hour
 	$(BIN)/python benchmarks/paper_tables.py
 

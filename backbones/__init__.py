@@ -4,47 +4,13 @@ An image backbone turns a low-resolution picture into a source, denoises towards
 result into a picture again. `dosde upscale` runs any of `NAMES`.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from .backbone import Backbone, device, upscale
 
-import dosde
-from dosde.solve import Model
+__all__ = ["NAMES", "Backbone", "device", "load", "upscale"]
 
 NAMES = ("embedded", "gaussian", "sd21")
-
-
-class Backbone(Protocol):
-    """What upscales pictures. Pictures are (batch, channels, height, width) in [0, 1], with 1 or 3 channels."""
-
-    least_scale: float
-    """Scales above it are possible, and it itself, if it is above 0."""
-
-    @property
-    def process(self) -> dosde.Process:
-        """The process that its model was made for."""
-
-    @property
-    def residual_scale(self) -> float | None:
-        """For `dosde.presets.few_step`: std of x0 given x_hat0, per element; None where it is not known beforehand."""
-
-    def grid(self, process: dosde.Process, steps: int) -> Tensor:
-        """The times that suit its model."""
-
-    @property
-    def method(self) -> dosde.method.Method:
-        """The solver that suits its model; if `order` has a default there, that is the order."""
-
-    def encode(self, picture: Tensor, scale: float, noise: Any = None) -> tuple[Tensor, Any]:
-        """x_hat0, and whatever the rest needs to know of the picture. noise: for a source that is drawn, before the solve."""
-
-    def denoiser(self, conditioning: Any) -> Model:
-        """(x, x_hat0, t) -> x_theta for this picture."""
-
-    def decode(self, x0: Tensor, conditioning: Any) -> Tensor:
-        """The picture of x0."""
 
 
 def load(name: str, **options: Any) -> Backbone:
@@ -54,7 +20,7 @@ def load(name: str, **options: Any) -> Backbone:
     Errors: ValueError for another name than one of `NAMES`, and where the weights cannot be loaded.
     """
     if name == "gaussian":
-        from .photo import StationaryGaussian
+        from .exact.photograph import StationaryGaussian
 
         return StationaryGaussian(**options)
     if name == "embedded":
@@ -68,34 +34,12 @@ def load(name: str, **options: Any) -> Backbone:
     raise ValueError(f"backbone: {name!r}; one of {', '.join(NAMES)}")
 
 
-def upscale(
-    backbone: Backbone,
-    picture: Tensor,
-    scale: float = 4,
-    steps: int = 5,
-    order: int | None = None,
-    *,
-    noise: torch.Generator | Sequence[torch.Generator] | None = None,
-    **how: Any,
-) -> Tensor:
-    """The picture, `scale` times as large, in `steps` model calls.
+if not TYPE_CHECKING:
 
-    `order` and `how` (method, grid, callback, progress): of `dosde.solve`; method and grid default to those of the backbone.
-    """
-    with torch.no_grad():
-        x_hat0, conditioning = backbone.encode(picture, scale, noise)
-        model = backbone.denoiser(conditioning)
-        how = {"grid": backbone.grid, "method": backbone.method, **how}
-        x0 = dosde.solve(model, x_hat0, steps, order, process=backbone.process, noise=noise, **how)
-        return backbone.decode(x0, conditioning)
+    def __getattr__(name: str) -> Any:
+        """`backbones.gaussian` is `backbones.exact.gaussian`."""
+        if name == "gaussian":
+            from .exact import gaussian
 
-
-def device(name: str) -> torch.device:
-    """Errors: ValueError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device: {name} ({str(error).splitlines()[0]}); auto, cpu, or one that is here, is needed") from None
+            return gaussian
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

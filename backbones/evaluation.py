@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,126 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import images
-from .images import Array
-from .training import degradation
+from .pictures import degradation
+from .pictures import io as images
+from .pictures.io import Array
+from .pictures.metrics import Metric, rounded, sides
+from .pictures.metrics import metrics as metrics
+from .pictures.metrics import psnr as psnr
+from .pictures.metrics import ssim as ssim
 
 PROTOCOL = ("scale", "border", "crop", "channel", "lr", "lr_sha256", "pictures", "metrics", "seed", "nfe")
 """What two results must have in common to be compared."""
 
-_IQA = {"lpips": "lpips", "clipiqa": "clipiqa", "musiq": "musiq", "maniqa": "maniqa", "topiq": "topiq_nr"}
-_WITH_REFERENCE = ("lpips",)
-WINDOW = 11
-"""Pixels a side that SSIM needs."""
-
-METRICS = ("psnr", "ssim", *_IQA)
-
 _CHANNEL = "Y of BT.601, 16 to 235, of R, G, B rounded to 8 bits"
 _INFINITE = "inf"  # which JSON has no number for
-
-
-# -- Metrics ----------------------------------------------------------------------------------------------------------------
-
-
-def psnr(picture: Tensor, truth: Tensor, border: int) -> float:
-    """In dB, of Y; infinite for equal pictures.
-
-    picture, truth: (1, 1 or 3, height, width) in [0, 1]; they are rounded to 8 bits, and grey is three equal channels.
-    border: pixels cut off at each side. Errors: ValueError for other shapes, NaN, a border that leaves nothing.
-    """
-    from skimage.metrics import peak_signal_noise_ratio
-
-    one, other = _brightness(picture, truth, border, 1)
-    with np.errstate(divide="ignore"):
-        return float(peak_signal_noise_ratio(other, one, data_range=255))
-
-
-def ssim(picture: Tensor, truth: Tensor, border: int) -> float:
-    """Of Y, at most 1. Arguments and errors: those of `psnr`; 11 pixels a side must be left."""
-    from skimage.metrics import structural_similarity
-
-    one, other = _brightness(picture, truth, border, WINDOW)
-    return float(
-        structural_similarity(
-            other, one, data_range=255, gaussian_weights=True, sigma=1.5, win_size=WINDOW, use_sample_covariance=False
-        )
-    )
-
-
-def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tuple[Array, Array]:
-    """Y of both, (height, width) in float64."""
-    for name, x in (("picture", picture), ("truth", truth)):
-        if x.ndim != 4 or x.shape[0] != 1 or x.shape[1] not in (1, 3):
-            raise ValueError(f"{name}: shape {tuple(x.shape)}; (1, 1 or 3, height, width) is needed")
-    if picture.shape[-2:] != truth.shape[-2:]:
-        raise ValueError(f"picture: {_sides(picture)} pixels; {_sides(truth)}, as the truth has, are needed")
-    if border < 0 or min(truth.shape[-2:]) - 2 * border < least:
-        raise ValueError(f"border: {border}; {least} or more of {_sides(truth)} pixels must be left, each way")
-    inside = (slice(None), *(slice(border, side - border) for side in truth.shape[-2:]))
-    weights = np.array([65.481, 128.553, 24.966]) / 255
-    one, other = (16 + np.tensordot(weights, _bytes(x)[inside].astype(np.float64), 1) for x in (picture, truth))
-    return one, other
-
-
-def _bytes(picture: Tensor) -> Array:
-    """(1, 1 or 3, height, width) in [0, 1] as 8 bits, (3, height, width)."""
-    if not picture.isfinite().all():
-        raise ValueError("picture: holds NaN or infinity; numbers in [0, 1] are needed")
-    values = (picture[0].detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return values.expand(3, -1, -1).numpy()
-
-
-def _sides(picture: Tensor) -> str:
-    return f"{picture.shape[-1]}x{picture.shape[-2]}"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """value(picture, truth), of (1, 3, height, width), 8 bits in [0, 1]; what it is, and by which version of what."""
-
-    value: Callable[[Tensor, Tensor], float]
-    text: str
-    lower_better: bool = False
-
-
-def metrics(names: Sequence[str], border: int, device: torch.device | str = "cpu") -> dict[str, Metric]:
-    """By name, of `METRICS`. border: of PSNR and SSIM. device: of the networks of pyiqa, which downloads their weights once.
-
-    Errors: ValueError for another name, and where pyiqa, or one of its metrics, cannot be loaded.
-    """
-    check_metrics(names)
-    by = f"on `channel` without the border, range 255; scikit-image {version('scikit-image')}"
-    own = {
-        "psnr": Metric(lambda picture, truth: psnr(picture, truth, border), f"dB, {by}"),
-        "ssim": Metric(lambda picture, truth: ssim(picture, truth, border), f"Gaussian window 11x11, std 1.5, {by}"),
-    }
-    return {name: own[name] if name in own else _iqa(name, device) for name in names}
-
-
-def check_metrics(names: Sequence[str]) -> None:
-    """Errors: ValueError for none, or for one that is not of `METRICS`."""
-    unknown = [name for name in names if name not in METRICS]
-    if unknown or not names:
-        raise ValueError(f"metrics: {', '.join(map(repr, unknown)) or 'none'}; of {', '.join(METRICS)}")
-
-
-def _iqa(name: str, device: torch.device | str) -> Metric:
-    try:
-        import pyiqa
-    except ImportError as error:
-        why = "" if error.name == "pyiqa" else f" ({error})"
-        needs = f"needs the extra 'iqa' (in the repository: pip install '.[iqa]'){why}"
-        raise ValueError(f"metrics: {name}; {needs}") from None
-    theirs, reference = _IQA[name], name in _WITH_REFERENCE
-    try:
-        network = pyiqa.create_metric(theirs, device=device)
-    except Exception as error:  # of a download, a cache, an older version
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"metrics: {name}; pyiqa cannot load its {theirs} ({why})") from error
-    lower = bool(network.lower_better)
-    kind = f"{'with' if reference else 'no'} reference, {'lower' if lower else 'higher'} is better"
-    text = f"{theirs}, on R, G, B with the border, {kind}; pyiqa {pyiqa.__version__}"
-    return Metric(lambda picture, truth: float(network(picture, truth) if reference else network(picture)), text, lower)
 
 
 # -- Pictures ---------------------------------------------------------------------------------------------------------------
@@ -244,11 +136,11 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
     height, width = (side // scale * scale for side in whole.shape[-2:])
     least = crop or scale
     if min(height, width) < least:
-        raise ValueError(f"it has {_sides(whole)} pixels; {least}x{least} or more are needed")
+        raise ValueError(f"it has {sides(whole)} pixels; {least}x{least} or more are needed")
     y, x = ((side - crop) // 2 // scale * scale if crop else 0 for side in (height, width))
     bottom, right = (y + crop, x + crop) if crop else (height, width)
     box = ..., slice(y, bottom), slice(x, right)
-    pixels = _bytes(whole[box])
+    pixels = rounded(whole[box])
     truth = torch.from_numpy(pixels)[None].float() / 255
 
     low = None
@@ -256,14 +148,14 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
         low = images.read(_only(pairs.lr[name], "of low resolution")).colour
         if (low.shape[-2] * scale, low.shape[-1] * scale) != (height, width):
             needed = f"{width // scale}x{height // scale}"
-            raise ValueError(f"of low resolution it has {_sides(low)} pixels; {needed}, of {_sides(whole)}, are needed")
+            raise ValueError(f"of low resolution it has {sides(low)} pixels; {needed}, of {sides(whole)}, are needed")
         low = low[..., y // scale : bottom // scale, x // scale : right // scale].contiguous()
     if pairs.results is not None:
         picture = images.read(_only(pairs.results[name], "among the results")).colour
         if picture.shape[-2:] in (whole.shape[-2:], (height, width)):
             picture = picture[box]
         elif picture.shape[-2:] != truth.shape[-2:]:
-            raise ValueError(f"the result has {_sides(picture)} pixels; {width}x{height} are needed")
+            raise ValueError(f"the result has {sides(picture)} pixels; {width}x{height} are needed")
     elif upscaled is not None:
         made = low
         if made is None:
@@ -271,7 +163,7 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
         picture = upscaled(made)
     else:
         raise ValueError("upscaled: None; what makes the pictures is needed, or results")
-    picture = torch.from_numpy(_bytes(picture))[None].float() / 255
+    picture = torch.from_numpy(rounded(picture))[None].float() / 255
     values = {}
     for key, metric in by.items():
         values[key] = metric.value(picture, truth)

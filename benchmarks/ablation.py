@@ -20,10 +20,9 @@ from torch import Tensor
 
 import dosde
 from dosde import expansion, grid, matching, method, presets
-from dosde.expansion import Array
 from dosde.grid import Grid
-from dosde.method import Method
 from dosde.process import Process
+from dosde.step import Array, Method
 
 STEPS = (2, 3, 5, 10)
 PROCESS = Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 import dosde
-from backbones import gaussian
-from backbones.mixture import Mixture
+from backbones.exact import gaussian
+from backbones.exact.mixture import Mixture
 from dosde import expansion, grid, method, schedule, shift
 from dosde.grid import Grid
-from dosde.method import Coefficient, Method, Psi
+from dosde.method import Psi
 from dosde.noise import Brownian, Stages
 from dosde.process import Process
+from dosde.step import Coefficient, Method
 
 DOUBLE = torch.float64
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))

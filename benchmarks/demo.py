@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import backbones
-from backbones import evaluation, images
+from backbones import evaluation
+from backbones.pictures import io as images
 
 PHOTO = Path(__file__).parent / "data" / "chelsea.png"
 SCALE, STEPS = 4, 5

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dosde
-from dosde.method import Method
+from dosde.step import Method
 
 SHAPES = ((1, 4, 64, 64), (8, 4, 64, 64), (1, 4, 256, 256), (1, 3, 1024, 1024))
 STEPS, ORDER = 20, 3

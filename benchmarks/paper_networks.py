@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from backbones.embedded import Config, Network, source
-from backbones.training import tasks
+from backbones.training import pixels
+from backbones.training.task import Batch
+from backbones.training.task import Network as Trained
 from dosde import cold
 
 STD = 1.75
@@ -37,17 +39,17 @@ class Sharpener(Velocity):
         return x - super().forward(x, x_hat0, t)
 
 
-class Cold(tasks.Embedded):
+class Cold(pixels.Embedded):
     """Cold diffusion with a Gaussian blur: x0 from D(x0, t), t uniform in (0, 1], by the mean square."""
 
     degrade = staticmethod(cold.blur(STD))
 
-    def losses(self, network: tasks.Network, batch: tasks.Batch) -> Tensor:
+    def losses(self, network: Trained, batch: Batch) -> Tensor:
         x0, t = 2 * batch["hr"] - 1, 1 - batch["part"]
         x = self.degrade(x0, t)
         value: Tensor = network(x, x, t.to(x))
         return ((value - x0) ** 2).flatten(1).mean(1)
 
-    def upscaled(self, network: tasks.Network, lr: Tensor, steps: int, order: int, noise: object, how: object) -> Tensor:
+    def upscaled(self, network: Trained, lr: Tensor, steps: int, order: int, noise: object, how: object) -> Tensor:
         x_hat0 = source(lr, [self.config.data.scale * side for side in lr.shape[-2:]])
         return ((cold.solve(network, x_hat0, self.degrade, steps) + 1) / 2).clamp(0, 1)

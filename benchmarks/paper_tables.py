@@ -24,17 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import embedded as shipped
 import paper_networks
 import peers
 import report
+import shipped
 import torch
 from report import ROOT
 from torch import Tensor
 
 import dosde
-from backbones import embedded, files
-from backbones.training import config, loop, tasks
+from backbones import embedded, weights
+from backbones.training import config, loop
+from backbones.training.task import Task
 from dosde import cold, method
 from dosde.process import flow
 
@@ -241,11 +242,11 @@ TABLES: dict[str, Table] = {
 # -- Training, measuring ------------------------------------------------------------------------------------------------------
 
 
-def task(own: config.Config) -> tasks.Task:
+def task(own: config.Config) -> Task:
     """Cold diffusion's own; else that of `dosde train`."""
     if own.model.network == "paper_networks:Sharpener":
         return paper_networks.Cold(own)
-    return tasks.made(own)
+    return loop.made(own)
 
 
 def wanted(name: str, seed: int) -> config.Config:
@@ -272,7 +273,7 @@ def network(name: str, seed: int) -> Any:
     if own.model.network not in kind:
         return embedded.load(path, device="cpu").network
     made = kind[own.model.network](**own.model.options)
-    made.load_state_dict(files.read(path))
+    made.load_state_dict(weights.read(path))
     return made.eval().requires_grad_(False)
 
 

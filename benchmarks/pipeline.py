@@ -91,16 +91,16 @@ def text_config(width: int) -> dict[str, Any]:
 
 def random_module(component: str, config: dict[str, Any]) -> nn.Module:
     """Of weights with a variance of one over the inputs of an output, and of norms that change nothing; in float32."""
-    from backbones.sd21 import checkpoint
+    from backbones.sd21 import parts
 
     generator, tensors = torch.Generator().manual_seed(0), {}
-    for name, meta in checkpoint.empty(component, config).state_dict().items():
+    for name, meta in parts.empty(component, config).state_dict().items():
         if meta.ndim > 1:
             drawn = torch.empty(meta.shape).normal_(0, 1 / math.sqrt(meta[0].numel()), generator=generator)
             tensors[name] = drawn.bfloat16().float()  # so that both types have the same weights
         else:
             tensors[name] = torch.full(meta.shape, 1.0 if name.endswith("weight") else 0.0)
-    module: nn.Module = checkpoint.filled(component, config, tensors)
+    module: nn.Module = parts.filled(component, config, tensors)
     return module
 
 
@@ -175,7 +175,7 @@ def clocked(pipe: Any, clock: Clock, compiled: dict[str, Callable[..., Any]]) ->
         (pipe, name, clock.around(stage, getattr(pipe, name)))
         for name, stage in (
             ("preprocess", "preprocess"),
-            ("_moments", "encode"),
+            ("moments", "encode"),
             ("_solve", "solver"),
             ("decode", "decode"),
             ("fix_colour", "colour"),
@@ -226,7 +226,7 @@ def plain(pipe: Any) -> Iterator[None]:
     """Attention as softmax(q k^T) v, contiguous weights, and memory as malloc has it, for a while."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
-    from backbones.sd21 import heap, pipeline
+    from backbones.sd21 import malloc, stages
 
     layers = [m for net in networks(pipe) for m in net.modules() if isinstance(m, Attention)]
     before = [layer.processor for layer in layers]
@@ -239,7 +239,7 @@ def plain(pipe: Any) -> Iterator[None]:
             p.data = p.data.contiguous()
         patched = unittest.mock.patch.object
         scores = patched(Attention, "get_attention_scores", _scores)
-        with scores, patched(pipeline, "_lay_out"), patched(heap, "_glibc", lambda: None):
+        with scores, patched(stages, "lay_out"), patched(malloc, "_glibc", lambda: None):
             yield
     finally:
         for layer, processor in zip(layers, before, strict=True):
@@ -257,7 +257,7 @@ def _scores(layer: Any, query: torch.Tensor, key: torch.Tensor, attention_mask: 
 def released(pipe: Any, tower: nn.Module, clock: Clock) -> tuple[Callable[[], object], list[tuple[Any, str, Any]]]:
     """What it does before the pipeline (the text tower on two prompts), and what in it (a third pass of an encoder)."""
     tokens = torch.zeros(1, 77, dtype=torch.long, device=pipe.device)
-    moments = pipe._moments
+    moments = pipe.moments
 
     def twice() -> None:
         for _ in range(2):

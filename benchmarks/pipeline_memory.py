@@ -4,7 +4,7 @@
     python benchmarks/pipeline_memory.py --quick       512^2 and 1024^2 alone; nothing is written
 
 Stages: what each needs for 512 x 512 pixels of the output with networks of full size, in C s a pixel, the width of its network
-times the bytes of a number, beside the estimate that `backbones.sd21.memory` chooses tiles by.
+times the bytes of a number, beside the estimate that `backbones.sd21.tiles` chooses tiles by.
 
 Sizes: 512^2 to 4096^2 with shrunken networks, in tiles of 512, each in a process of its own: a picture of one tile is made,
 then the picture that counts, while the resident memory is sampled every 2 ms. What it holds above the weights should be that of
@@ -78,11 +78,11 @@ def stages() -> list[dict[str, Any]]:
     """Of the networks of full size: bytes a pixel of the output, the estimate of them, and C s."""
     from pipeline import random_pipeline
 
-    from backbones.sd21 import heap, memory
+    from backbones.sd21 import malloc
 
     def kept(run: Callable[[], object]) -> None:
         """As the pipeline runs a picture that is not tiled, which needs the most."""
-        with heap.kept():
+        with malloc.kept():
             run()
 
     pipe = random_pipeline("full")
@@ -102,7 +102,7 @@ def stages() -> list[dict[str, Any]]:
             "decode": lambda: pipe.decode(latent),
         }
         widths = {"preprocess": pipe.preprocessor.config.num_feat / 16, "solve": pipe.unet.config.block_out_channels[0] / 64}
-        for name, cost in memory.costs(pipe).items():
+        for name, cost in pipe.costs().items():
             kept(runs[name])  # what is set up once
             unit = widths.get(name, pipe.vae.config.block_out_channels[0]) * dtype.itemsize
             measured = peak_of(lambda run=runs[name]: kept(run)) / TILE**2  # type: ignore[misc]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones import images
+from backbones.pictures import io as images
 
 _RINGS, _DIRECTIONS, _PATCH = 96, 128, 8
 _ROUNDING = 2 * (1 / 255) ** 2 / 6

@@ -21,7 +21,7 @@ from skimage import color, data
 from torch import Tensor
 
 import dosde
-from backbones.mixture import Mixture
+from backbones.exact.mixture import Mixture
 
 DIRECTIONS = 64
 

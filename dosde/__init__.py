@@ -5,18 +5,39 @@
 schedule, shift -> Process -> plan of Steps (method, grid) -> solve. Each module begins with the equations that it computes.
 """
 
-from . import cold, expansion, grid, method, noise, objective, prediction, presets, process, schedule, shift
+from . import (
+    check,
+    cold,
+    expansion,
+    grid,
+    matching,
+    method,
+    noise,
+    objective,
+    prediction,
+    presets,
+    process,
+    schedule,
+    shift,
+    srk,
+    step,
+)
+from .check import Refused
+from .plan import plan
 from .prediction import Denoiser
 from .process import Marginal, Process
-from .solve import plan, solve
+from .solve import solve
 
 __all__ = [
     "Denoiser",
     "Marginal",
     "Process",
+    "Refused",
+    "check",
     "cold",
     "expansion",
     "grid",
+    "matching",
     "method",
     "noise",
     "objective",
@@ -27,5 +48,7 @@ __all__ = [
     "schedule",
     "shift",
     "solve",
+    "srk",
+    "step",
 ]
 __version__ = "0.1.0"

@@ -1,7 +1,5 @@
 """`python -m dosde`: the command line."""
 
-import sys
+from backbones.cli import main
 
-from .cli import main
-
-sys.exit(main())
+raise SystemExit(main())

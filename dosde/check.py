@@ -6,19 +6,26 @@ A refusal names the argument, shows its value in a few words, and says what is l
 `.value` and `.needed`, and never the text.
 """
 
+import functools
+import math
+import numbers
+import operator
+import os
 import reprlib
 import sys
 import types
 import warnings
+from collections.abc import Callable, Collection, Sequence
 
+import torch
 from torch import Tensor
 
-_OURS = ("dosde", "backbones")
-_BETWEEN = (*_OURS, "torch")  # what may stand between a warning and the line of the user: torch wraps `solve`
+_PACKAGES = ("dosde", "backbones", "torch")  # what may stand between a warning and the user: torch wraps `solve`
+_SMALL = 6  # as many entries of a list or a tensor are shown
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 120
-_repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxdict = 6
+_repr.maxlist = _repr.maxtuple = _repr.maxset = _repr.maxdict = _SMALL
 
 
 class Refused(ValueError):
@@ -28,7 +35,7 @@ class Refused(ValueError):
         argument: the name of the argument, as the user knows it.
         value: what it was.
         needed: what is legal, a clause: "a positive integer is needed".
-        shown: the value in words, where `shown(value)` does not say what matters.
+        shown: the value in words, where `describe(value)` does not say what matters.
     """
 
     def __init__(self, argument: str, value: object, needed: str, shown: str | None = None) -> None:
@@ -49,16 +56,231 @@ class RefusedType(Refused, TypeError):
 
 
 def describe(value: object) -> str:
-    """A value in a few words: a tensor by dtype, shape and device, all else by its repr, shortened."""
+    """A value in a few words: a large tensor by its form, a function by its name, all else by its repr, shortened."""
+    if isinstance(value, Tensor):
+        small = value.numel() <= _SMALL and value.device.type == "cpu"
+        return str(value.item()) if small and not value.ndim else f"tensor({value.tolist()})" if small else form(value)
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, functools.partial):
+        options = "".join(f", {name}={describe(part)}" for name, part in value.keywords.items())
+        return f"functools.partial({', '.join(map(describe, (value.func, *value.args)))}{options})"
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    return repr(value) if type(value).__module__.startswith("dosde") else _repr.repr(value)
+
+
+def form(value: object) -> str:
+    """The type of a value, and of a tensor dtype, shape and device."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
-    return _repr.repr(value)
+    return f"a {type(value).__name__}"
 
 
 def warn(argument: str, value: object, advice: str, shown: str | None = None) -> None:
     """A UserWarning in the form of a refusal, at the line of the user's that led here."""
     frame: types.FrameType | None = sys._getframe(1)
     level = 2
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PACKAGES:
         frame, level = frame.f_back, level + 1
     warnings.warn(f"{argument}: {describe(value) if shown is None else shown}; {advice}", stacklevel=level - 1)
+
+
+# -- Numbers, names, functions ----------------------------------------------------------------------------------------------
+
+
+def require(ok: bool, argument: str, value: object, needed: str, shown: str | None = None) -> None:
+    """Refused unless ok."""
+    if not ok:
+        raise Refused(argument, value, needed, shown)
+
+
+def count(argument: str, value: int, least: int = 1) -> int:
+    """An integer of at least 1, or 0."""
+    needed = "a positive integer is needed" if least else "an integer >= 0 is needed"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise RefusedType(argument, value, needed) from None
+    require(not isinstance(value, bool) and number >= least, argument, value, needed)
+    return number
+
+
+def one_of(argument: str, value: object, names: Collection[str], hint: str = "") -> None:
+    """One of some names."""
+    if not isinstance(value, str) or value not in names:
+        raise Refused(argument, value, f"one of {', '.join(names)}{hint} is needed")
+
+
+def function(argument: str, value: object, needed: str, shown: str | None = None) -> None:
+    """A function, and no class that was not called."""
+    if not callable(value) or isinstance(value, type):
+        raise RefusedType(argument, value, needed, shown)
+
+
+def tau(value: object) -> None:
+    """A part of the noise."""
+    ok = isinstance(value, numbers.Real) and 0 <= float(value) <= 1
+    require(ok and not isinstance(value, bool), "tau", value, "a number from 0 (the ODE) to 1 (the reverse SDE) is needed")
+
+
+def scale(value: float | Tensor) -> Tensor:
+    """A positive number, or a field of them, as a float64 tensor of its own."""
+    try:
+        if isinstance(value, bool) or torch.as_tensor(value).is_complex():
+            raise TypeError
+        s = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise RefusedType("scale", value, "a positive number, or a tensor of them, is needed") from None
+    if s.numel() == 0 or not ((s > 0) & s.isfinite()).all():
+        spread = f", least {s.min():g}, largest {s.max():g}" if s.numel() > 1 else ""
+        raise Refused(
+            "scale", value, "positive finite values are needed", f"{value if s.ndim == 0 else tuple(s.shape)}{spread}"
+        )
+    return s
+
+
+def scale_number(value: float | Tensor) -> float:
+    """One positive number."""
+    s = scale(value)
+    needed = "one positive number is needed (method.matched takes a field)"
+    require(s.numel() == 1, "scale", value, needed, f"shape {tuple(s.shape)}")
+    return s.item()
+
+
+def table(argument: str, values: Tensor | Sequence[float], ends: str, falling: bool, least: int = 2) -> Tensor:
+    """A 1-D table that rises or falls, in (0, 1) (strictly falling) or [0, 1], as a float64 tensor of its own."""
+    try:
+        rows = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise RefusedType(argument, values, "a 1-D table of at least two values is needed") from None
+    ok = rows.ndim == 1 and len(rows) >= least
+    require(ok, argument, values, "a 1-D table of at least two values is needed", f"shape {tuple(rows.shape)}")
+    bad = ~((rows > 0) & (rows < 1) if falling else (rows >= 0) & (rows <= 1))
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise Refused(argument, values, ends, f"value {rows[i].item()} at index {i}")
+    wrong = rows.diff() >= 0 if falling else rows.diff() < 0
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        needed = "it must decrease" if falling else "it must not decrease"
+        raise Refused(argument, values, needed, f"{rows[i].item()} then {rows[i + 1].item()} at index {i}")
+    return rows
+
+
+def times(value: object, steps: int, instead: str = "") -> Tensor:
+    """steps + 1 decreasing times in [0, 1], as a float64 tensor."""
+    try:
+        t = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise RefusedType("grid", value, f"{instead}{steps + 1} times are needed") from None
+    shown = f"times of shape {tuple(t.shape)} with steps = {steps}"
+    require(t.shape == (steps + 1,), "grid", value, f"{steps + 1} times are needed", shown)
+    falls = bool(t[-1] >= 0 and t[0] <= 1 and (t[1:] < t[:-1]).all())
+    require(falls, "grid", value, "they must decrease, within [0, 1]", f"times {_repr.repr(t.tolist())}")
+    return t
+
+
+# -- Tensors of the problem ---------------------------------------------------------------------------------------------------
+
+
+def source(x_hat0: Tensor, field_shape: tuple[int, ...] = ()) -> None:
+    """A floating batch of finite values, that a field of eta broadcasts against."""
+    if not isinstance(x_hat0, Tensor) or not x_hat0.is_floating_point():
+        raise RefusedType("x_hat0", x_hat0, "a floating tensor is needed", form(x_hat0))
+    ok = x_hat0.ndim >= 1 and x_hat0.numel() > 0
+    require(ok, "x_hat0", x_hat0, "a batch of at least one element is needed", form(x_hat0))
+    ok = bool(total(x_hat0).isfinite())
+    require(ok, "x_hat0", x_hat0, "finite values are needed", f"{form(x_hat0)} holds NaN or infinity")
+    field("process", "eta is a field", field_shape, x_hat0)
+
+
+def field(argument: str, what: str, shape: tuple[int, ...], x_hat0: Tensor) -> None:
+    """A field that broadcasts against the source."""
+    if len(shape) > x_hat0.ndim or any(f not in (1, n) for f, n in zip(shape[::-1], x_hat0.shape[::-1], strict=False)):
+        needed = f"one that broadcasts against x_hat0, {tuple(x_hat0.shape)}, is needed"
+        raise Refused(argument, shape, needed, f"{what} of shape {shape}")
+
+
+def like(
+    argument: str, value: object, x: Tensor, needed: str = "a floating tensor of shape {shape} is needed", at: str = ""
+) -> None:
+    """A floating tensor of the shape of x."""
+    if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
+        raise Refused(argument, value, needed.format(shape=tuple(x.shape)), form(value) + at)
+
+
+def noise(z: Tensor, x: Tensor) -> Tensor:
+    """What a noise returned for x."""
+    if not isinstance(z, Tensor) or z.shape != x.shape or z.device != x.device or not z.is_floating_point():
+        raise Refused("noise", z, f"a floating tensor like x_hat0, {form(x)}, is needed", f"returned {form(z)}")
+    return z
+
+
+def output(x_theta: Tensor, x: Tensor, step: int, t: float) -> None:
+    """What a model returned for x."""
+    shown = f"returned {form(x_theta)} at step {step}, t = {t:g}"
+    if not isinstance(x_theta, Tensor):
+        raise RefusedType("model", x_theta, "a tensor is needed", shown)
+    if x_theta.shape != x.shape or x_theta.device != x.device:
+        raise Refused("model", x_theta, f"shape {tuple(x.shape)} on {x.device} is needed", shown)
+    if not x_theta.is_floating_point():
+        raise RefusedType("model", x_theta, "floats are needed", shown)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum in at least float32. NaN and infinity stay in it, and it is far cheaper than isfinite().all()."""
+    return x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def finite(totals: Sequence[Tensor], last: Tensor, times: Sequence[float], other: str = "noise") -> None:
+    """The totals of all outputs of a model, and of the result: if that alone is not finite, `other` is to blame."""
+    good = torch.stack([*totals, last]).isfinite().tolist()
+    if all(good):
+        return
+    i = good.index(False)
+    if i == len(times):
+        shown = "the result is not finite, though every output of the model was"
+        raise Refused(other, math.nan, "finite values are needed", shown)
+    shown = f"returned NaN or infinity at step {i}, t = {times[i]:g}"
+    raise Refused("model", math.nan, "finite values are needed", shown)
+
+
+def writes(x: Tensor) -> int:
+    """How often a tensor was written to; inference tensors do not count it."""
+    return 0 if x.is_inference() else x._version
+
+
+class Watched:
+    """The model of one solve, watched: it must return new finite tensors like x, and write to none that the loop keeps.
+
+    A call is model(step, x, past); x_theta has no gradient. NaN is looked for once, by `finish`, so that no step waits for
+    the device.
+    """
+
+    def __init__(self, model: Callable[[Tensor, Tensor, Tensor], Tensor], x_hat0: Tensor, dtype: torch.dtype, times: Tensor):
+        self.model, self.x_hat0, self.dtype = model, x_hat0, dtype
+        self.times, self.numbers = times.unbind(), times.tolist()
+        self._totals: list[Tensor] = []
+        self._writes: list[int] = []  # to x_theta of earlier steps, the newest first
+
+    def __call__(self, step: int, x: Tensor, past: Sequence[Tensor]) -> Tensor:
+        before, t = writes(x), self.numbers[step]
+        x_theta = self.model(x.to(self.dtype), self.x_hat0, self.times[step])
+        if writes(x) != before:
+            shown = f"wrote to x at step {step}, t = {t:g}"
+            raise Refused("model", self.model, "x is the state of the solve, work on a copy", shown)
+        if any(writes(output) != n for output, n in zip(past, self._writes, strict=False)):
+            shown = f"wrote to an earlier output at step {step}, t = {t:g}"
+            raise Refused("model", self.model, "return a new tensor each time", shown)
+        output(x_theta, x, step, t)
+        x_theta = x_theta.detach()  # of a model that guides by gradients
+        self._totals.append(total(x_theta))
+        if x_theta.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            x_theta = x_theta.clone()  # of a model that returns its input
+        self._writes = [writes(x_theta), *self._writes[: len(past)]]
+        return x_theta
+
+    def finish(self, x: Tensor) -> None:
+        """Refused if an output was not finite, or the result x is not."""
+        finite(self._totals, total(x), self.numbers)

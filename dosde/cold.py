@@ -18,18 +18,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .solve import (
-    Callback,
-    Model,
-    _check_finite,
-    _check_output,
-    _check_tensor,
-    _count,
-    _described,
-    _state_dtype,
-    _sum,
-    _with_progress,
-)
+from . import check
+from .check import Refused
+from .process import state_dtype
+from .progress import with_progress
+from .recipe import maker
+from .solve import Callback, Model
 
 Degrade = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,16 +40,25 @@ def solve(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """x0 from x_hat0 in `steps` model calls, by Algorithm 2, or the naive Algorithm 1.
+    """The x0 of Algorithm 2, or of the naive Algorithm 1, from x_hat0 in `steps` model calls.
 
-    model     (x, x_hat0, t) -> x_theta, as in `dosde.solve`.
-    x_hat0    the degraded picture, which stands for D(x0, t) at the first time; floating, shape (batch, ...).
-    degrade   (x0, t) -> D(x0, t) in the shape of x0, t as the model gets it: `blur`, `interpolation`, or yours.
-    grid      steps + 1 decreasing times in [0, 1]. Default: uniform from 1 to 0.
-    callback, progress   as in `dosde.solve`.
+    Args:
+        model: (x, x_hat0, t) -> x_theta, as in `dosde.solve`.
+        x_hat0: the degraded picture, which stands for D(x0, t) at the first time; floating, shape (batch, ...).
+        degrade: (x0, t) -> D(x0, t) in the shape of x0, with t as the model gets it: `blur`, `interpolation`, or another.
+        steps: the number of model calls.
+        grid: steps + 1 decreasing times in [0, 1]. Default: uniform from 1 to 0.
+        naive: Algorithm 1 instead of 2.
+        callback: as in `dosde.solve`.
+        progress: as in `dosde.solve`.
 
-    Returns the state at the last time in the shape, dtype and device of x_hat0. Errors: ValueError or TypeError before the
-    first model call for a wrong argument, or where D(x_hat0, 0) is not x_hat0; afterwards as in `dosde.solve`.
+    Returns:
+        The state at the last time in the shape, dtype and device of x_hat0.
+
+    Raises:
+        ValueError: before the first model call for a wrong argument, or where D(x_hat0, 0) is not x_hat0; afterwards as in
+            `dosde.solve`.
+        TypeError: for an argument of another type.
 
     >>> import torch
     >>> x0 = torch.rand(1, 3, 16, 16)
@@ -64,29 +67,30 @@ def solve(
     >>> torch.allclose(solve(lambda x, x_hat0, t: x0, x_hat0, degrade), x0, atol=1e-5)
     True
     """
-    _check_function("model", model)
-    _check_function("degrade", degrade)
-    if callback is not None:
-        _check_function("callback", callback)
-    times = _times(_count("steps", steps), grid)
-    _check_tensor(x_hat0)
-    source = x_hat0.to(_state_dtype(x_hat0))
+    for name, value in (("model", model), ("degrade", degrade), ("callback", callback)):
+        if value is not None or name != "callback":
+            check.function(name, value, "a function is needed", check.form(value))
+    even = torch.linspace(1, 0, check.count("steps", steps) + 1, dtype=torch.float64, device="cpu")
+    times = check.times(even if grid is None else grid, steps)
+    check.source(x_hat0)
+    source = x_hat0.to(state_dtype(x_hat0))
     _check_start(degrade, source)
     x, sums, levels = source, [], times.tolist()
-    for i, (s, t) in enumerate(_with_progress(list(pairwise(times)), progress)):
+    for i, (s, t) in enumerate(with_progress(list(pairwise(times)), progress)):
         x_theta = model(x.to(x_hat0.dtype, copy=True), x_hat0, s)
-        _check_output(x_theta, x, i, levels[i])
-        sums.append(_sum(x_theta))
+        check.output(x_theta, x, i, levels[i])
+        sums.append(check.total(x_theta))
         if callback is not None:
             callback(i, s, x.clone(), x_theta)
         estimate = x_theta.detach().to(x.dtype)
         x = _degraded(degrade, estimate, t) if naive else x - _degraded(degrade, estimate, s) + _degraded(degrade, estimate, t)
-    _check_finite(sums, _sum(x), levels[:-1], "degrade")
+    check.finite(sums, check.total(x), levels[:-1], "degrade")
     return x.to(x_hat0.dtype, copy=True)
 
 
+@maker
 def interpolation(x_hat0: Tensor) -> Degrade:
-    """D(x0, t) = (1 - t) x0 + t x_hat0, the path of the rectified flow. t: one time, or one a sample."""
+    """The path of the rectified flow: D(x0, t) = (1 - t) x0 + t x_hat0. t is one time, or one for each sample."""
 
     def degrade(x0: Tensor, t: Tensor) -> Tensor:
         part = _over_batch(t, x0).to(x0)
@@ -95,24 +99,37 @@ def interpolation(x_hat0: Tensor) -> Degrade:
     return degrade
 
 
+@maker
 def blur(std: float | Callable[[Tensor], Tensor]) -> Degrade:
-    """D(x0, t): Gaussian blur of std t times the given one, in pixels (or std(t)), over the last two dimensions of x0.
+    """A Gaussian blur of std t times the given one over the last two dimensions of x0. t is one time, or one for each sample.
 
-    The cosine modes k = 0 .. N - 1 of N pixels are attenuated by exp(-(pi k std/N)^2/2): the kernel on a picture that is
-    reflected at its borders. Means are kept, and blurs of std p and q in a row are one of sqrt(p^2 + q^2), without edges or cut
-    tails. t: one time, or one a sample.
-    Errors: ValueError for a std that is negative or not finite, or an x0 of fewer than two dimensions.
+    The cosine modes k = 0 .. N - 1 of N pixels are attenuated by exp(-(pi k std/N)^2/2), which is the kernel on a picture that
+    is reflected at its borders. Means are kept, and blurs of std p and q in a row are one of sqrt(p^2 + q^2), without edges or
+    cut tails.
+
+    Args:
+        std: in pixels, or a function t -> std.
+
+    Raises:
+        ValueError: for a std that is negative or not finite, or an x0 of fewer than two dimensions.
     """
     if not callable(std) and not (isinstance(std, int | float) and 0 <= std < math.inf):
-        raise ValueError(f"std: {std!r}; a number of pixels >= 0, or a function of t, is needed")
+        raise Refused("std", std, "a number of pixels >= 0, or a function of t, is needed")
 
     def degrade(x0: Tensor, t: Tensor) -> Tensor:
         if x0.ndim < 2 + torch.as_tensor(t).ndim:
-            raise ValueError(f"x0: shape {tuple(x0.shape)}; pictures (..., height, width), one a time t, are needed")
+            raise Refused(
+                "x0", tuple(x0.shape), "pictures (..., height, width), one a time t, are needed", f"shape {tuple(x0.shape)}"
+            )
         t = _over_batch(t, x0)
         s = torch.as_tensor(std(t), dtype=torch.float64, device="cpu") if callable(std) else std * t
         if not ((s >= 0) & s.isfinite()).all():
-            raise ValueError(f"std: {s.flatten().tolist()} at t = {t.flatten().tolist()}; finite values >= 0 are needed")
+            raise Refused(
+                "std",
+                s.flatten().tolist(),
+                "finite values >= 0 are needed",
+                f"{s.flatten().tolist()} at t = {t.flatten().tolist()}",
+            )
         down, across = (_smoother(n, s).to(x0) for n in x0.shape[-2:])
         return down @ x0 @ across.mT
 
@@ -138,40 +155,19 @@ def _over_batch(t: float | Tensor, x: Tensor) -> Tensor:
     """One time, or one a sample, in float64 on the host, to broadcast against x."""
     t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
     if t.ndim > 1 or (t.ndim and len(t) != len(x)):
-        raise ValueError(f"t: shape {tuple(t.shape)}; one time, or {len(x)} of them (one a sample)")
+        raise Refused("t", tuple(t.shape), f"one time, or {len(x)} of them (one a sample)", f"shape {tuple(t.shape)}")
     return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
-
-
-# -- What users can get wrong ---------------------------------------------------------------------------------------------
-
-
-def _times(steps: int, grid: Tensor | Sequence[float] | None) -> Tensor:
-    try:
-        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu") if grid is None else grid
-        times = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"grid: {grid!r}; {steps + 1} times are needed") from error
-    if times.shape != (steps + 1,):
-        raise ValueError(f"grid: times of shape {tuple(times.shape)} with steps = {steps}; {steps + 1} times are needed")
-    if not (times[-1] >= 0 and times[0] <= 1 and (times[1:] < times[:-1]).all()):
-        raise ValueError(f"grid: times {times.tolist()}; they must decrease, within [0, 1]")
-    return times
-
-
-def _check_function(name: str, value: object) -> None:
-    if not callable(value) or isinstance(value, type):
-        raise TypeError(f"{name}: {_described(value)}; a function is needed")
 
 
 def _check_start(degrade: Degrade, source: Tensor) -> None:
     same = _degraded(degrade, source, torch.zeros((), dtype=torch.float64, device="cpu"))
     if not torch.allclose(same, source, rtol=1e-3, atol=1e-3 * float(source.abs().max())):
         most = float((same - source).abs().max())
-        raise ValueError(f"degrade: D(x, 0) differs from x by up to {most:.3g} for x = x_hat0; D(x, 0) = x is needed")
+        raise Refused("degrade", most, "D(x, 0) = x is needed", f"D(x, 0) differs from x by up to {most:.3g} for x = x_hat0")
 
 
 def _degraded(degrade: Degrade, x0: Tensor, t: Tensor) -> Tensor:
     value = degrade(x0, t)
     if not isinstance(value, Tensor) or value.shape != x0.shape or value.device != x0.device or not value.is_floating_point():
-        raise ValueError(f"degrade: returned {_described(value)} at t = {float(t):g}; {_described(x0)} is needed")
+        raise Refused("degrade", value, f"{check.form(x0)} is needed", f"returned {check.form(value)} at t = {float(t):g}")
     return value.to(x0.dtype)

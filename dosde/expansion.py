@@ -19,63 +19,73 @@ are the weights of a corrector.
 
 import functools
 import math
-import reprlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import check
+from .recipe import maker
+from .step import Array
+
 Variable = Callable[[Tensor], Tensor]
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _ENDLESS = 40.0  # -log w at which a path from lam = infinity may begin: e^-40 of the weight is left out
 _SPAN = 2.0  # a panel of the quadrature covers lam ratios up to e^2; 16 nodes there are exact to float64
 
 
 def lam(lam: Tensor) -> Tensor:
-    """v = lam: the paper's variable."""
+    """The variable of the paper: v = lam."""
     return lam
 
 
 def log_lam(lam: Tensor) -> Tensor:
-    """v = log lam: that of DPM-Solver. A step that ends at lam = 0 is of first order in it."""
+    """The variable of DPM-Solver: v = log lam. A step that ends at lam = 0 is of first order in it."""
     return lam.log()
 
 
+@maker
 def v(scale: float) -> Variable:
-    """v = s^2 / (s^2 + lam^2): bounded, and finite at lam = infinity. For grids whose steps are alike in it, as `grid.angle`.
+    """A bounded variable, finite at lam = infinity: v = s^2 / (s^2 + lam^2), for grids with even steps in it (`grid.angle`).
 
     For Gaussian data of std s, x_theta is affine in v at a fixed y = (x - b x_hat0)/a.
     """
-    s = _checked_number(scale)
+    s = check.scale_number(scale)
     return lambda lam: 1 / (1 + (lam / s) ** 2)
 
 
+@maker
 def sqrt_v(scale: float) -> Variable:
-    """The root of v. For Gaussian data of std s, x_theta is affine in it along a path of the ODE."""
-    s = _checked_number(scale)
+    """The square root of `v`. For Gaussian data of std s, x_theta is affine in it along a path of the ODE."""
+    s = check.scale_number(scale)
     return lambda lam: (1 + (lam / s) ** 2) ** -0.5
 
 
 def eta(lam: Tensor) -> Tensor:
-    """lam / (1 + lam): on the rectified flow, whose lam is b/a, the shift itself, and time if that is linear."""
+    """The shift of the rectified flow, where lam = b/a: v = lam / (1 + lam). It is the time if the shift is linear."""
     return 1 / (1 + 1 / lam)
 
 
 def weights(
     lams: Tensor, order: int, power: float | Array, variable: Variable = lam, taylor: bool = False, implicit: bool = False
 ) -> Tensor:
-    """W[i, n]: the weight in I of step n of the i-th newest output; W.sum(0) = 1 - rho^p.
+    """W[i, n], the weight in I of the i-th newest output at step n. W.sum(0) = 1 - rho^p.
 
-    lams      (steps + 1, *field) float64, lam at the times of the grid, decreasing, may start infinite and end at 0.
-    power     p, or one a step, (steps, *field).
-    implicit  the first node is the end of the step, lam_t: weights of a corrector, W[0] that of the output at t. Where v(lam_t)
-              is infinite that node is missing and W[1:] are the weights of the step itself.
+    A node drops out, and the order with it, where it does not exist, where its variable is infinite, or where it coincides with
+    the next newer one because the clock stands still. Where v(lam_t) is infinite the step is of order 1.
 
-    Returns (order, steps, *field). Nodes that do not exist, whose variable is infinite, or that coincide with the next newer
-    one (a clock that stands still) drop out, and the order with them; likewise where v(lam_t) is infinite.
+    Args:
+        lams: (steps + 1, *field) float64, lam at the times of the grid, decreasing. It may start infinite and end at 0.
+        order: the number of nodes.
+        power: p, or one for each step, (steps, *field).
+        variable: v(lam).
+        taylor: the centres of the paper, c_j = v_0, instead of Lagrange's.
+        implicit: the first node is the end of the step, lam_t. Then these are the weights of a corrector, and W[0] is the
+            weight of the output at t. Where v(lam_t) is infinite that node is missing, and W[1:] are the weights of the step.
+
+    Returns:
+        (order, steps, *field), float64.
     """
     if lams.ndim > 1:
         return torch.from_numpy(_weights(lams, order, power, variable, taylor, implicit))
@@ -85,7 +95,7 @@ def weights(
 
 @functools.lru_cache(maxsize=256)
 def _remembered(lams: bytes, order: int, power: float | bytes, variable: Variable, taylor: bool, implicit: bool) -> Array:
-    """`_weights` for one lam a time, which solve after solve on one grid asks for."""
+    """The `_weights` of a scalar eta, remembered, since one solve after the other asks for the same grid."""
     powers = np.frombuffer(power) if isinstance(power, bytes) else power
     return _weights(torch.frombuffer(bytearray(lams), dtype=torch.float64), order, powers, variable, taylor, implicit)
 
@@ -139,27 +149,6 @@ def _weights(lams: Tensor, order: int, power: float | Array, variable: Variable,
 def ratio(lams: Tensor) -> Tensor:
     """rho = lam_t / lam_s of each step, 1 where both are infinite (nothing is learnt, no noise is spent)."""
     return torch.where(lams[1:].isinf(), 1.0, lams[1:] / lams[:-1])
-
-
-def checked_scale(scale: float | Tensor) -> Tensor:
-    """As a float64 tensor of its own. Errors: TypeError, ValueError."""
-    try:
-        if isinstance(scale, bool) or torch.as_tensor(scale).is_complex():
-            raise TypeError
-        value = torch.as_tensor(scale, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"scale: {reprlib.repr(scale)}; a positive number, or a tensor of them, is needed") from None
-    if value.numel() == 0 or not ((value > 0) & value.isfinite()).all():
-        least = f", least {value.min():g}, largest {value.max():g}" if value.numel() > 1 else ""
-        raise ValueError(f"scale: {scale if value.ndim == 0 else tuple(value.shape)}{least}; positive finite values are needed")
-    return value
-
-
-def _checked_number(scale: float) -> float:
-    value = checked_scale(scale)
-    if value.numel() != 1:
-        raise ValueError(f"scale: shape {tuple(value.shape)}; one positive number is needed (method.matched takes a field)")
-    return value.item()
 
 
 @functools.lru_cache

@@ -12,8 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .expansion import checked_scale
+from . import check
+from .check import require
 from .process import Process
+from .recipe import maker
+from .srk import two_stage as two_stage
 
 Grid = Callable[[Process, int], Tensor]
 
@@ -23,17 +26,22 @@ def uniform(process: Process, steps: int) -> Tensor:
     return torch.linspace(process.t1, 0, steps + 1, dtype=torch.float64, device="cpu")
 
 
+@maker
 def log_lam(lam_max: float = 80.0, lam_min: float = 0.03) -> Grid:
     """Uniform in log lam from lam_max (or lam(t1), if that is less) to lam_min, then t = 0."""
-    return karras(lam_max, lam_min, rho=math.inf)
+    return _between(lam_max, lam_min, math.inf)
 
 
+@maker
 def karras(lam_max: float = 80.0, lam_min: float = 0.03, rho: float = 7.0) -> Grid:
     """Uniform in lam^(1/rho) from lam_max (or lam(t1), if that is less) to lam_min, then t = 0 (Karras et al. 2022, Eq. 5)."""
-    if not 0 < lam_min < lam_max < math.inf:
-        raise ValueError(f"lam_min, lam_max: {lam_min}, {lam_max}; 0 < lam_min < lam_max < inf is needed")
-    if not rho > 0:
-        raise ValueError(f"rho: {rho}; a positive power is needed")
+    require(rho > 0, "rho", rho, "a positive power is needed")
+    return _between(lam_max, lam_min, rho)
+
+
+def _between(lam_max: float, lam_min: float, rho: float) -> Grid:
+    ordered, shown = 0 < lam_min < lam_max < math.inf, f"{lam_min}, {lam_max}"
+    require(ordered, "lam_min, lam_max", (lam_min, lam_max), "0 < lam_min < lam_max < inf is needed", shown)
 
     def grid(process: Process, steps: int) -> Tensor:
         end = torch.zeros(1, dtype=torch.float64, device="cpu")
@@ -48,10 +56,11 @@ def karras(lam_max: float = 80.0, lam_min: float = 0.03, rho: float = 7.0) -> Gr
     return grid
 
 
+@maker
 def respaced(T: int) -> Grid:
-    """ResShift's: of a table of T steps the indices floor(i T/steps), i = steps - 1 .. 0, then t = 0.
+    """The grid of ResShift: of a table of T steps the indices floor(i T/steps), i = steps - 1 .. 0, then t = 0.
 
-    Index 0 is kept, and the last one, T - 1, only if steps = T.
+    Index 0 is always among them; the last index, T - 1, is only if steps = T.
 
     >>> import dosde
     >>> respaced(15)(dosde.process.resshift(), 4) * 15
@@ -59,16 +68,20 @@ def respaced(T: int) -> Grid:
     """
 
     def grid(process: Process, steps: int) -> Tensor:
-        if not 2 <= steps <= T:
-            raise ValueError(f"steps: {steps}; 2 to T = {T} is needed on a respaced table")
+        require(2 <= steps <= T, "steps", steps, f"2 to T = {T} is needed on a respaced table")
         indices = [i * T // steps for i in reversed(range(steps))]
         return torch.tensor([*(i + 1 for i in indices), 0], dtype=torch.float64, device="cpu") / T
 
     return grid
 
 
+@maker
 def angle(scale: float | Tensor) -> Grid:
-    """lam = s tan(theta) with theta uniform from that of t1 to that of t = 0, s the scale of the residual (rms of a field)."""
+    """Even steps of the angle: lam = s tan(theta), theta uniform from t1 to t = 0.
+
+    Args:
+        scale: s, the scale of the residual; of a field the root mean square counts.
+    """
 
     def levels(steps: int) -> Tensor:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
@@ -76,12 +89,13 @@ def angle(scale: float | Tensor) -> Grid:
     return _angles(scale, levels)
 
 
+@maker
 def few_step(scale: float | Tensor) -> Grid:
     """The grid of `presets.few_step`: t1, then lam from (3/4) n^1.6 s to (1/5 + 1/n) s, evenly in the angle of 2 s, then 0.
 
-    That is for lam from infinity to 0 over the process; angles are mapped to its own range. A short first step, since at
-    lam = infinity only the mean is to be learnt; a last one that does not get short as steps grow, since errors of the model
-    at small lam are not corrected any more. The constants are those of benchmarks/tune.py.
+    These numbers are for a process with lam from infinity to 0; angles are mapped to the range of another. The first step is
+    short, since at lam = infinity only the mean is to be learnt. The last step does not get short as steps grow, since errors
+    of the model at small lam are not corrected any more. benchmarks/tune.py found the constants.
     """
 
     def levels(steps: int) -> Tensor:
@@ -89,47 +103,16 @@ def few_step(scale: float | Tensor) -> Grid:
         inner = torch.linspace(first, last, steps - 1, dtype=torch.float64, device="cpu") if steps > 1 else torch.zeros(0)
         return torch.cat([torch.ones(1), inner, torch.zeros(1)]).double()
 
-    return _angles(2 * checked_scale(scale), levels)
-
-
-def two_stage(grid: Grid) -> Grid:
-    """The grid of `method.srk`: for 2 k steps, k of the given grid, each with its stage at 3/4 of the way on the clock u.
-
-    For 2 k + 1 steps, k + 1 of the given grid, the last one, to t = 0, without a stage.
-    Errors: ValueError for an even number of steps and a grid that ends at t = 0, an odd one and a grid that ends above.
-    """
-
-    def staged(process: Process, steps: int) -> Tensor:
-        times = torch.as_tensor(grid(process, (steps + 1) // 2), dtype=torch.float64, device="cpu")
-        pairs = steps // 2
-        if process.field_shape:
-            raise ValueError(f"process: eta is a field of shape {process.field_shape}; two_stage needs one clock")
-        u = process(times).u
-        if steps % 2 and not u[-1].isinf():
-            raise ValueError(
-                f"steps: {steps} with a grid that ends above t = 0; an even number is needed, or one that ends at 0"
-            )
-        if u[pairs].isinf():
-            raise ValueError(
-                f"steps: {steps} with a grid that ends at t = 0; an odd number is needed, or a grid that ends above"
-            )
-        stages = process.time((u[:pairs] + 0.75 * (u[1 : pairs + 1] - u[:pairs])) ** -0.5)
-        both = torch.stack([times[:pairs], stages], 1).reshape(-1)
-        return torch.cat([both, times[pairs:]])
-
-    return staged
+    return _angles(2 * check.scale(scale), levels)
 
 
 def _angles(scale: float | Tensor, levels: Callable[[int], Tensor]) -> Grid:
     """lam = s tan(theta), theta from that of t1 to that of t = 0 by the given parts of the way, 1 to 0."""
-    s = float(checked_scale(scale).square().mean().sqrt())
+    s = float(check.scale(scale).square().mean().sqrt())
 
     def grid(process: Process, steps: int) -> Tensor:
-        if process.field_shape:
-            raise ValueError(
-                f"grid: eta is a field of shape {process.field_shape}, and grids in the angle need one lam; "
-                "pass grid=times, decreasing from t1"
-            )
+        shown = f"eta is a field of shape {process.field_shape}, and grids in the angle need one lam"
+        require(not process.field_shape, "grid", process, "pass grid=times, decreasing from t1", shown)
         most, least = (math.atan(float(process(t).lam.max()) / s) for t in (process.t1, 0.0))
         lams = s * torch.tan(least + levels(steps)[1:-1] * (most - least))
         ends = torch.tensor([process.t1, 0.0], dtype=torch.float64, device="cpu")

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .expansion import Array, ratio
+from .expansion import ratio
+from .step import Array
 
 CENTRE = 1.5  # rms width over the scale
 SPREAD = 0.5  # std of log width (docs/few_steps.md has what 0.3 and 0.8 do)
@@ -40,11 +41,16 @@ Plans = tuple[Array, Array, Array]  # q (steps, E), weights (order, steps, E) wi
 
 
 def plan(lams: Tensor, scale: Tensor, c: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q (steps, *field), weights (order, steps, *field), newest output first, and r of the last step (*field), in units of x0.
+    """The inflation q, the weights and the rest r of a plan.
 
-    lams   (steps + 1, *field), decreasing, the first may be infinite and the last 0
-    scale  s, of a shape that broadcasts against the field
-    c      (steps, *field), how much of the old noise a step keeps (1: no new noise)
+    Args:
+        lams: (steps + 1, *field), decreasing. The first may be infinite and the last 0.
+        scale: s, of a shape that broadcasts against the field.
+        c: (steps, *field), the part of the old noise that a step keeps. At 1 there is no new noise.
+        order: the number of outputs that a step uses.
+
+    Returns:
+        q (steps, *field); weights (order, steps, *field), newest output first; r of the last step (*field), in units of x0.
     """
     shape = torch.Size(np.broadcast_shapes(lams.shape[1:], scale.shape))
     s = CENTRE * scale.expand(shape).reshape(-1).numpy()
@@ -87,7 +93,7 @@ def _plans(lams: Array, c: Array, order: int) -> Plans:
 
 @functools.lru_cache(maxsize=64)
 def _remembered(lams: bytes, c: bytes, shape: tuple[int, int], order: int) -> Plans:
-    """For few columns, which solve after solve on one grid asks for."""
+    """The plans of few columns, remembered, since one solve after the other asks for the same grid."""
     return _computed(np.frombuffer(lams).reshape(shape), np.frombuffer(c).reshape(-1, shape[1]), order)
 
 

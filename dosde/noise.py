@@ -5,15 +5,18 @@ Brownian motion that drives the reverse SDE on its clock u (dm = x_theta du + dW
 `Brownian` is one path, so that solves of 5 and of 5,000 steps can be compared, or a picture refined.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .method import Coefficient
+from . import check
+from .check import Refused, RefusedType, require
+from .srk import Stages as Stages
+from .step import Coefficient
 
 Noise = Callable[[Coefficient, Coefficient, Tensor], Tensor]
 
@@ -29,13 +32,23 @@ class Independent:
         several = isinstance(generator, Sequence)
         for g in generator if isinstance(generator, Sequence) else [generator]:
             if not isinstance(g, torch.Generator) and (several or g is not None):
-                raise TypeError(f"generator: {g!r}; a torch.Generator, or a sequence of them, is needed")
-        self.generator = generator
+                raise RefusedType("generator", g, "a torch.Generator, or a sequence of them, is needed")
+        self.generator = tuple(generator) if isinstance(generator, Sequence) else generator
+
+    def __repr__(self) -> str:
+        count = len(self.generator) if isinstance(self.generator, tuple) else int(self.generator is not None)
+        return f"dosde.noise.Independent({'' if not count else f'<{count} torch.Generator>'})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Independent) and self.generator == other.generator
+
+    def __hash__(self) -> int:
+        return hash(self.generator)
 
     def __call__(self, u: Coefficient, u_next: Coefficient, like: Tensor) -> Tensor:
-        if isinstance(self.generator, Sequence):
-            if len(self.generator) != like.shape[0]:
-                raise ValueError(f"noise: {len(self.generator)} generators; {like.shape[0]} are needed, one a sample")
+        if isinstance(self.generator, tuple):
+            count, shown = len(self.generator), f"{len(self.generator)} generators"
+            require(count == like.shape[0], "noise", self.generator, f"{like.shape[0]} are needed, one a sample", shown)
             return torch.stack([_normal(like.shape[1:], g, like) for g in self.generator])
         return _normal(like.shape, self.generator, like)
 
@@ -58,18 +71,29 @@ class Brownian:
     def __init__(self, seed: int | Sequence[int] = 0) -> None:
         self.batched = isinstance(seed, Sequence)
         seeds = seed if isinstance(seed, Sequence) else [seed]
-        if not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
-            raise ValueError(f"seed: {seed!r}; an integer >= 0, or one a sample, is needed")
+        ok = all(isinstance(s, int | np.integer) and s >= 0 for s in seeds)
+        require(ok, "seed", seed, "an integer >= 0, or one a sample, is needed")
         self.seeds = [int(s) for s in seeds]
         self._last: dict[tuple[float, torch.Size], Tensor] = {}
 
+    def __repr__(self) -> str:
+        return f"dosde.noise.Brownian(seed={self.seeds if self.batched else self.seeds[0]})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Brownian) and (self.batched, self.seeds) == (other.batched, other.seeds)
+
+    def __hash__(self) -> int:
+        return hash((self.batched, *self.seeds))
+
     def __call__(self, u: Coefficient, u_next: Coefficient, like: Tensor) -> Tensor:
-        if not isinstance(u, float | int) or not isinstance(u_next, float | int):
-            raise ValueError(f"noise: Brownian needs one clock, and u is a field {_shape(u)}; use Independent")
-        if not (0 <= u < u_next < math.inf or u == u_next == 0):
-            raise ValueError(f"u, u_next: {u}, {u_next}; 0 <= u < u_next < inf is needed (or both 0, at the start)")
-        if self.batched and len(self.seeds) != like.shape[0]:
-            raise ValueError(f"noise: {len(self.seeds)} seeds; {like.shape[0]} are needed, one a sample")
+        if isinstance(u, Tensor) or isinstance(u_next, Tensor):
+            shown = f"Brownian needs one clock, and u is a field of shape {tuple(torch.as_tensor(u).shape)}"
+            raise Refused("noise", self, "use Independent", shown)
+        ordered = 0 <= u < u_next < math.inf or u == u_next == 0
+        needed = "0 <= u < u_next < inf is needed (or both 0, at the start)"
+        require(ordered, "u, u_next", (u, u_next), needed, f"{u}, {u_next}")
+        ok = not self.batched or len(self.seeds) == like.shape[0]
+        require(ok, "noise", self, f"{like.shape[0]} are needed, one a sample", f"{len(self.seeds)} seeds")
         if u_next == 0:  # the start at eta = 1: the limit of W(u)/sqrt(u), independent of all that follows
             return self._draw((0,), like.shape).to(like)
         ends = [self._last.get((v, like.shape)) for v in (u, u_next)]
@@ -115,59 +139,20 @@ class Brownian:
         return torch.stack(values) if self.batched else values[0]
 
 
-class Stages:
-    """The noise of `method.srk` on one Brownian path, for one solve: of strong order 1.5 with it, of 1 without.
-
-    The stage of a step from u over h gets 3/2 I/h, I = int (W - W_u) over the step, and the second half the rest of the
-    increment. I is taken from `points` increments of the path (a `Brownian`): a part of std h^1.5/(points sqrt 12) is left
-    out, which makes a floor of strong order 1, some 1/(3.5 points) of the error of an order-1 method.
-    """
-
-    def __init__(self, path: Noise, points: int = 64) -> None:
-        if not callable(path):
-            raise TypeError(f"path: {path!r}; (u, u_next, like) -> z is needed, such as noise.Brownian(0)")
-        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
-            raise ValueError(f"points: {points}; a positive integer is needed")
-        self.path, self.points = path, points
-        self._rest: Tensor | None = None
-        self._started = False
-
-    def __call__(self, u: Coefficient, u_next: Coefficient, like: Tensor) -> Tensor:
-        if not isinstance(u, float | int) or not isinstance(u_next, float | int):
-            raise ValueError(f"noise: Stages needs one clock, and u is a field {_shape(u)}")
-        if not self._started:
-            self._started = True
-            return self.path(u, u_next, like)
-        if self._rest is not None:
-            rest, self._rest = self._rest, None
-            return rest
-        h = (u_next - u) * 4 / 3
-        ends = [u + h * i / self.points for i in range(self.points + 1)]
-        whole, area = torch.zeros_like(like), torch.zeros_like(like)
-        for v, w in itertools.pairwise(ends):
-            increment = self.path(v, w, like) * math.sqrt(w - v)
-            whole += increment
-            area += (u + h - (v + w) / 2) * increment
-        stage = 1.5 * area / h
-        self._rest = (whole - stage) / math.sqrt(h / 4)
-        return stage / math.sqrt(3 * h / 4)
-
-
 def as_noise(noise: object) -> Noise:
-    """What `solve` accepts as noise, as a callable. Errors: TypeError."""
+    """What `solve` accepts as noise, as a callable.
+
+    Raises:
+        TypeError: for anything else.
+    """
     if noise is None or isinstance(noise, torch.Generator | Sequence):
         return Independent(noise)
     if isinstance(noise, Tensor):
-        raise TypeError(f"noise: a tensor of shape {tuple(noise.shape)}; (u, u_next, like) -> z may return it")
-    if not callable(noise) or isinstance(noise, type):
-        raise TypeError(f"noise: {noise!r}; a torch.Generator, a list of them, or (u, u_next, like) -> z is needed")
-    return noise
+        raise RefusedType("noise", noise, "(u, u_next, like) -> z may return it", f"a tensor of shape {tuple(noise.shape)}")
+    check.function("noise", noise, "a torch.Generator, a list of them, or (u, u_next, like) -> z is needed")
+    return cast(Noise, noise)
 
 
 def _normal(shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
     device = like.device if generator is None else generator.device
     return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=device).to(like.device)
-
-
-def _shape(u: Coefficient) -> str:
-    return f"of shape {tuple(u.shape)}" if isinstance(u, Tensor) else str(u)

@@ -1,32 +1,36 @@
 """What a network predicts, and the x_theta (the estimate of x0) that follows.
 
-With m = (a, b, sigma) at t, alpha = a + b, and x = a x0 + b x_hat0 + sigma eps:
+Every kind of prediction is a row (c, p, q, r) of coefficients of the marginal m = (a, b, sigma) with alpha = a + b:
+
+    c value = p x0 + q x + r x_hat0
 
     x0         x0 itself
     eps        (x - a x0 - b x_hat0) / sigma                    the paper's noise (Eq. 29)
     vp_eps     (x - alpha x0) / sigma                           the noise of plain diffusion, no x_hat0 in it:
                                                                 what the released DoSSR network predicts
     v          alpha vp_eps - sigma x0                          the velocity of plain diffusion
+    score      -eps / sigma                                     Eq. 9
     residual   x_hat0 - x0                                      what the shift adds to x0
+    sigma_eps  x - a x0 - b x_hat0                              the noise as it stands in x
     flow       (x - alpha x0) / b                               the velocity of the rectified flow, x_hat0 - x0 + (sigma/b) eps,
                                                                 by a network that need not see x_hat0
-    sigma_eps  x - a x0 - b x_hat0                              the noise as it stands in x
-    score      -eps / sigma                                     Eq. 9
 
 ResShift's four are x0 (its xstart), residual, eps (epsilon) and sigma_eps (epsilon_scale: kappa sqrt(eta) eps).
 
-x0 cannot be had from eps, sigma_eps or score where a = 0 (the start of a domain-shift process); from vp_eps where alpha = 0;
-from flow where b = 0. At sigma = 0 there is no noise to be told from x.
+x0 follows where p is not 0: so not from eps, sigma_eps or score where a = 0 (the start of a domain-shift process), nor from
+vp_eps where alpha = 0. With x = a x0 + b x_hat0 + sigma z the row is also the target of the training (`objective.target`).
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from . import check
+from .check import Refused, require
 from .process import HALF, Marginal, Process
 
 Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "flow"]
@@ -34,72 +38,87 @@ Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps", "flow"]
 Net = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class Row(NamedTuple):
+    """The coefficients of c value = p x0 + q x + r x_hat0, float64 tensors of the shape of m.a."""
+
+    c: Tensor
+    p: Tensor
+    q: Tensor
+    r: Tensor
+
+
+KINDS: dict[str, Callable[[Marginal], tuple[Tensor | float, ...]]] = {
+    "x0": lambda m: (1, 1, 0, 0),
+    "eps": lambda m: (m.sigma, -m.a, 1, -m.b),
+    "vp_eps": lambda m: (m.sigma, -m.alpha, 1, 0),
+    "v": lambda m: (m.sigma, -(m.alpha**2 + m.sigma**2), m.alpha, 0),
+    "score": lambda m: (-(m.sigma**2), -m.a, 1, -m.b),
+    "residual": lambda m: (1, -1, 0, 1),
+    "sigma_eps": lambda m: (1, -m.a, 1, -m.b),
+    "flow": lambda m: (m.b, -m.alpha, 1, 0),
+}
+_INSTEAD = {"eps": "predict vp_eps, v or x0 instead, or start below t1", "vp_eps": "predict v or x0 instead"}
+_INSTEAD |= {"sigma_eps": _INSTEAD["eps"], "flow": "predict x0 instead"}
+_THEIR_NAMES = "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; ResShift's epsilon eps, epsilon_scale sigma_eps"
+
+
+def row(kind: Kind, m: Marginal) -> Row:
+    """The row of a kind on a marginal."""
+    return Row(*(torch.as_tensor(v, dtype=torch.float64, device="cpu").expand(m.a.shape) for v in KINDS[kind](m)))
+
+
+def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
+    """The coefficients (k, q, r) of x0 = k value + q x + r x_hat0.
+
+    Raises:
+        ValueError: where x0 does not follow from the value.
+    """
+    check.one_of("source", source, get_args(Kind))
+    c, p, q, r = row(source, m)
+    kind = "eps" if source == "score" else source
+    name = "a" if kind in ("eps", "sigma_eps") else "alpha"
+    _require(p, name, m, f"x0 does not follow from {kind}; {_INSTEAD.get(kind, '')}")
+    if source == "flow":  # at b = 0 it is infinite, but where x holds x0 alone
+        _require(m.b + (m.sigma == 0), "b", m, f"x0 does not follow from flow; {_INSTEAD['flow']}")
+    return c / p, -q / p, -r / p
+
+
 def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind, target: Kind) -> Tensor:
     """The `target` that belongs to the `source` prediction `value` at x on the marginal m.
 
-    value, x, x_hat0: tensors of one shape. Errors: ValueError where the target is undefined (see above).
+    Args:
+        value: the prediction, a tensor of the shape of x and x_hat0.
+        x: the state.
+        x_hat0: the source picture.
+        m: the marginal of x.
+        source: the kind of the value.
+        target: the kind to return.
+
+    Raises:
+        ValueError: for another kind, or where the target is undefined.
     """
     for name, kind in (("source", source), ("target", target)):
-        if kind not in get_args(Kind):
-            raise ValueError(f"{name}: {kind!r}; one of {', '.join(get_args(Kind))}")
+        check.one_of(name, kind, get_args(Kind))
     if source == target:
         return value
     if x.dtype in HALF:
         return convert(value.float(), x.float(), x_hat0.float(), m, source, target).to(x.dtype)
-    if source == "score":
-        return convert(-m.sigma.to(x) * value, x, x_hat0, m, "eps", target)
-    if target == "score":
-        _require(m.sigma, "sigma", m, "the score is infinite")
-        return convert(value, x, x_hat0, m, source, "eps") / -m.sigma.to(x)
-    if (source, target) == ("eps", "sigma_eps"):  # these two need no x0, which does not follow from them at a = 0
-        return m.sigma.to(x) * value
-    if (source, target) == ("sigma_eps", "eps"):
-        _require(m.sigma, "sigma", m, "there is no eps")
-        return value / m.sigma.to(x)
-    on_value, on_x, on_source = (c.to(x) for c in to_x0(source, m))
-    x0 = on_value * value + on_x * x + on_source * x_hat0
-    if target == "x0":
-        return x0
-    if target == "residual":
-        return x_hat0 - x0
-    a, b, alpha, sigma = (c.to(x) for c in (m.a, m.b, m.alpha, m.sigma))
-    if target == "sigma_eps":
-        return x - a * x0 - b * x_hat0
-    if target == "flow":
-        _require(m.b, "b", m, "there is no flow")
-        return (x - alpha * x0) / b
-    _require(m.sigma, "sigma", m, f"there is no {target}")
-    if target == "eps":
-        return (x - a * x0 - b * x_hat0) / sigma
-    vp_eps = (x - alpha * x0) / sigma
-    return vp_eps if target == "vp_eps" else alpha * vp_eps - sigma * x0
-
-
-def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, q, r) with x0 = p value + q x + r x_hat0. Errors: ValueError where x0 does not follow from the value."""
-    zero = torch.zeros_like(m.a)
-    if source == "x0":
-        return torch.ones_like(m.a), zero, zero
-    if source == "residual":
-        return -torch.ones_like(m.a), zero, torch.ones_like(m.a)
-    if source in ("eps", "sigma_eps"):
-        _require(m.a, "a", m, f"x0 does not follow from {source}; predict vp_eps, v or x0 instead, or start below t1")
-        return -(m.sigma if source == "eps" else 1) / m.a, 1 / m.a, -m.b / m.a
-    if source == "vp_eps":
-        _require(m.alpha, "alpha", m, "x0 does not follow from vp_eps; predict v or x0 instead")
-        return -m.sigma / m.alpha, 1 / m.alpha, zero
-    if source == "v":
-        norm = m.alpha**2 + m.sigma**2
-        return -m.sigma / norm, m.alpha / norm, zero
-    if source == "flow":
-        _require(m.alpha, "alpha", m, "x0 does not follow from flow; predict x0 instead")
-        _require(m.b + (m.sigma == 0), "b", m, "x0 does not follow from flow; predict x0 instead")
-        return -m.b / m.alpha, 1 / m.alpha, zero
-    raise ValueError(f"source: {source!r}; one of {', '.join(get_args(Predicts))}")
+    have, want = row(source, m), row(target, m)
+    _require(want.c, "b" if target == "flow" else "sigma", m, f"there is no {target}")
+    # want.c value' = k (have.c value) + (want.q - k have.q) x + (want.r - k have.r) x_hat0. Two kinds of noise have one p, and
+    # need no x0, which does not follow from them at a = 0.
+    if torch.equal(want.p, have.p) and torch.equal(want.r, have.r):
+        k = torch.ones_like(want.p)
+    else:
+        on_value, on_x, on_source = to_x0(source, m)
+        k = want.p / have.p
+    coefficients = (k * have.c, want.q - k * have.q, want.r - k * have.r)
+    on_value, on_x, on_source = ((v / want.c).to(x) for v in coefficients)
+    return on_value * value + on_x * x + on_source * x_hat0
 
 
 def combine(value: Tensor, x: Tensor, x_hat0: Tensor, coefficients: tuple[float | Tensor, ...]) -> Tensor:
-    """p value + q x + r x_hat0 in the dtype of x, with the (p, q, r) of `to_x0`."""
+    """x_theta = k value + q x + r x_hat0 in the dtype of x, with the (k, q, r) of `to_x0`."""
     on_value, on_x, on_source = coefficients
     x_theta = x * on_x + value.to(x.dtype) * on_value
     if isinstance(on_source, Tensor) or on_source:
@@ -107,12 +126,18 @@ def combine(value: Tensor, x: Tensor, x_hat0: Tensor, coefficients: tuple[float 
     return x_theta
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Denoiser:
     """A network as a model: (x, x_hat0, t) -> x_theta, computed in the dtype of x.
 
-    net(x, x_hat0, t) gets x in the dtype of x_hat0 and t as a 0-dim float64 tensor on the host, and returns what `predicts`
-    names, in the shape of x. A table of T steps has the index T t - 1.
+    Args:
+        net: (x, x_hat0, t) -> prediction in the shape of x. It gets x in the dtype of x_hat0, and t as a 0-dim float64 tensor
+            on the host. A table of T steps has the index T t - 1.
+        process: the process that the network was trained on.
+        predicts: what the network returns, a kind of `dosde.prediction`.
+
+    Raises:
+        ValueError: for another kind, or one that is undefined on a process without noise.
 
     >>> import torch, dosde
     >>> process = dosde.Process(dosde.schedule.linear(), dosde.shift.cosine())
@@ -127,22 +152,25 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         if not callable(self.net):
-            raise TypeError(f"net: {self.net!r}; a function (x, x_hat0, t) -> tensor is needed")
+            raise check.RefusedType("net", self.net, "a function (x, x_hat0, t) -> tensor is needed")
         if not isinstance(self.process, Process):
-            raise TypeError(f"process: {self.process!r}; a dosde.Process is needed")
-        if self.predicts not in get_args(Predicts):
-            kinds = ", ".join(get_args(Predicts))
-            hint = (
-                "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; ResShift's epsilon eps, epsilon_scale sigma_eps"
-            )
-            raise ValueError(f"predicts: {self.predicts!r}; one of {kinds} ({hint})")
+            raise check.RefusedType("process", self.process, "a dosde.Process is needed")
+        check.one_of("predicts", self.predicts, get_args(Predicts), f" ({_THEIR_NAMES})")
         if self.process.noise_free and self.predicts not in ("x0", "flow"):
             hint = "flow is its velocity" if self.predicts == "residual" else "there is no noise to predict"
-            raise ValueError(f"predicts: {self.predicts!r} on a process with sigma = 0; x0 or flow is needed ({hint})")
+            shown = f"{self.predicts!r} on a process with sigma = 0"
+            raise Refused("predicts", self.predicts, f"x0 or flow is needed ({hint})", shown)
+
+    def __repr__(self) -> str:
+        net = type(self.net).__qualname__ if isinstance(self.net, torch.nn.Module) else check.describe(self.net)
+        return f"dosde.Denoiser({net}, {self.process!r}, predicts={self.predicts!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "coefficients"}
 
     @functools.cached_property
     def coefficients(self) -> Callable[[float, torch.device, torch.dtype], tuple[float | Tensor, ...]]:
-        """Those of `to_x0` at (t, device, dtype), remembered."""
+        """The coefficients of `to_x0` at (t, device, dtype), remembered."""
         return functools.lru_cache(maxsize=4096)(self._coefficients)
 
     def _coefficients(self, t: float, device: torch.device, dtype: torch.dtype) -> tuple[float | Tensor, ...]:
@@ -153,14 +181,17 @@ class Denoiser:
     def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
         value = self.net(x.to(x_hat0.dtype), x_hat0, t)
         if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
-            what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise ValueError(f"net: returned {what} at t = {float(t):g}; a floating tensor of shape {tuple(x.shape)} is needed")
+            what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else check.form(value)
+            needed = f"a floating tensor of shape {tuple(x.shape)} is needed"
+            raise Refused("net", value, needed, f"returned {what} at t = {float(t):g}")
         if self.predicts == "x0":
             return value
         return combine(value, x, x_hat0, self.coefficients(float(t), x.device, x.dtype))
 
 
 def _require(value: Tensor, name: str, m: Marginal, consequence: str) -> None:
-    if not (value > 0).all():
-        t = torch.where(value > 0, -1.0, m.t).max().item()  # one where it is so
-        raise ValueError(f"t: {t:g}; {name} = 0 there, where {consequence}")
+    """Refused at a time where the value, which is 0 exactly where `name` is, vanishes."""
+    vanishes = value == 0
+    if vanishes.any():
+        t = torch.where(vanishes, m.t, -1.0).max().item()
+        require(False, "t", t, f"{name} = 0 there, where {consequence}", f"{t:g}")

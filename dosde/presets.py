@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import grid, method, schedule, shift
 from . import process as _process
+from .check import Refused
 from .process import Marginal, Process
 
 
@@ -35,10 +36,10 @@ def dossr_etas(t1: float = 0.5, T: int = 1000) -> Tensor:
 def dossr_times(steps: int, t1: float = 0.5, T: int = 1000) -> Tensor:
     """The times of `dossr` on a table of T steps."""
     if steps < 1:
-        raise ValueError(f"steps: {steps}; a positive integer is needed")
+        raise Refused("steps", steps, "a positive integer is needed")
     T1 = _below(t1, T)
     if steps >= T1:
-        raise ValueError(f"steps: {steps}; fewer than the {T1} indices below t1 are needed")
+        raise Refused("steps", steps, f"fewer than the {T1} indices below t1 are needed")
     indices, index = [0], 0.0
     for _ in range(steps):
         index += (T1 - 1) / steps
@@ -49,40 +50,46 @@ def dossr_times(steps: int, t1: float = 0.5, T: int = 1000) -> Tensor:
 def _below(t1: float, T: int) -> int:
     """How many of T indices lie below t1."""
     if not 0 < t1 <= 1:
-        raise ValueError(f"t1: {t1}; a time in (0, 1] is needed")
+        raise Refused("t1", t1, "a time in (0, 1] is needed")
     return math.floor(t1 * T + 1e-9)
 
 
-_RESSHIFT = {15: 0.02**2, 4: 0.1**2}  # T and eta_min
+RESSHIFT_ETA_MIN = {15: 0.02**2, 4: 0.1**2}  # T and eta_min
 
 
 def resshift(steps: int = 15, T: int = 15) -> tuple[Process, Tensor]:
     """The released ResShift: (process, times) for solve(..., order=1, process=process, grid=times, method=method.resshift).
 
-    T = 15, its first release, or T = 4, its later one; fewer steps are respaced as there (`grid.respaced`).
-    Other settings: `process.resshift` and `grid.respaced`. Errors: ValueError.
+    Fewer steps than T are respaced as in its code (`grid.respaced`). For other settings see `process.resshift`.
+
+    Args:
+        steps: 2 to T.
+        T: 15, its first release, or 4, the later one.
     """
-    if T not in _RESSHIFT:
-        raise ValueError(f"T: {T}; 15 or 4, the released ones, is needed (process.resshift has others)")
-    process = _process.resshift(T, eta_min=_RESSHIFT[T])
+    if T not in RESSHIFT_ETA_MIN:
+        raise Refused("T", T, "15 or 4, the released ones, is needed (process.resshift has others)")
+    process = _process.resshift(T, eta_min=RESSHIFT_ETA_MIN[T])
     return process, grid.respaced(T)(process, steps)
 
 
 def resshift_input_scale(m: Marginal, latent: bool = True) -> Tensor:
-    """What ResShift's networks want x multiplied by: 1/sqrt(sigma^2 + 1) in latent space, 1/(3 sigma + 1) on pixels.
+    """The factor of x at the input of ResShift's networks: 1/sqrt(sigma^2 + 1) for latents, 1/(3 sigma + 1) for pixels.
 
-    1 is the std of a latent, and 3 sigma + 1 the range of a noisy pixel of [-1, 1].
+    A latent has std 1, and a noisy pixel of [-1, 1] has the range 3 sigma + 1.
     """
     return 1 / torch.sqrt(m.sigma**2 + 1) if latent else 1 / (3 * m.sigma + 1)
 
 
 def few_step(scale: float | Tensor, tau: float = 0.0) -> dict[str, Any]:
-    """What we recommend for 2 to 20 calls, as keywords for `solve`: solve(model, x_hat0, steps=4, **few_step(scale)).
+    """Our recommendation for 2 to 20 calls, as keywords for `solve`: solve(model, x_hat0, steps=4, **few_step(scale)).
 
-    scale: std of x0 given x_hat0 per element, a positive number or a field that broadcasts against x; std(x0 - x_hat0) serves.
-    docs/few_steps.md has what a wrong one costs. tau: 0, the default, is the ODE; 1 the reverse SDE.
-    `method.matched(scale, tau)` on `grid.few_step(scale)`; any order, 3 by default. One step returns the mean with white noise
-    of 0.88 of the scale: no structure is known from one call.
+    It is `method.matched(scale, tau)` on `grid.few_step(scale)`, of any order, 3 by default. One step returns the mean with
+    white noise of 0.88 of the scale, since one call tells no structure.
+
+    Args:
+        scale: std of x0 given x_hat0 per element, a positive number or a field that broadcasts against x; std(x0 - x_hat0)
+            serves. docs/few_steps.md has the cost of a wrong one.
+        tau: the noise. 0, the default, is the ODE; 1 the reverse SDE.
 
     >>> import torch, dosde
     >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))

@@ -21,19 +21,27 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from . import check
 from . import shift as _shift
-from .schedule import Schedule, ve
+from .check import Refused, RefusedType, describe, require
+from .recipe import ByValue
+from .schedule import Schedule, with_shift
 
 # Derivatives at t = 0 are taken here instead: the same numbers in float64, but sqrt has a derivative.
 _TINY = 1e-100
 HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounded at the end
 
 
-@dataclass(frozen=True)
-class Marginal:
-    """x_t | x0, x_hat0 ~ N(a x0 + b x_hat0, sigma^2 I) at time t (Eq. 2). All entries are float64 tensors on the host.
+def state_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the state: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
-    They are 0-dim for one time and a scalar eta; times and a field eta broadcast.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Marginal(ByValue):
+    """The law of x_t at time t: x_t | x0, x_hat0 ~ N(a x0 + b x_hat0, sigma^2 I) (Eq. 2).
+
+    All entries are float64 tensors on the host, 0-dim for one time and a scalar eta; times and a field eta broadcast.
     """
 
     t: Tensor
@@ -43,22 +51,22 @@ class Marginal:
 
     @property
     def lam(self) -> Tensor:
-        """sigma / a: the noise level of (x - b x_hat0)/a about x0. Infinite where a = 0."""
+        """The noise level of (x - b x_hat0)/a about x0: sigma / a. It is infinite where a = 0."""
         return self.sigma / self.a
 
     @property
     def u(self) -> Tensor:
-        """1 / lam^2: the clock of the reverse Brownian motion. 0 where a = 0, infinite at sigma = 0."""
+        """The clock of the reverse Brownian motion: 1 / lam^2. It is 0 where a = 0, and infinite at sigma = 0."""
         return (self.a / self.sigma) ** 2
 
     @property
     def alpha(self) -> Tensor:
-        """a + b, the scale of the schedule."""
+        """The scale of the schedule: a + b."""
         return self.a + self.b
 
 
-@dataclass(frozen=True)
-class Transition:
+@dataclass(frozen=True, eq=False, repr=False)
+class Transition(ByValue):
     """The law of x_t given two or three of (x_s, x0, x_hat0): mean = sum of coefficient times tensor, and a std."""
 
     on_x: Tensor
@@ -71,8 +79,15 @@ class Transition:
 class Process:
     """A domain-shift process of a noise schedule t -> (alpha, sigma) and a shift t -> eta.
 
-    Errors: ValueError if on a probe of times eta leaves [0, 1], eta or lam decreases, or alpha, sigma are not finite
-    and >= 0.
+    Two processes are equal if their schedules and shifts are, which is so if equal calls made them.
+
+    Args:
+        schedule: t -> (alpha, sigma), made of torch operations.
+        shift: t -> eta, likewise; it may return a field.
+
+    Raises:
+        ValueError: if, on a probe of times, eta leaves [0, 1], eta or lam decreases, or alpha, sigma are not finite and >= 0.
+        TypeError: if schedule or shift is no function of a tensor of times.
 
     >>> import dosde
     >>> process = Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
@@ -86,17 +101,20 @@ class Process:
 
     def __post_init__(self) -> None:
         for name in ("schedule", "shift"):
-            if not callable(getattr(self, name)):
-                raise TypeError(f"{name}: {getattr(self, name)!r}; a function of t is needed")
+            check.function(name, getattr(self, name), "a function of t is needed")
         probe = [self(i / 32) for i in range(33)]
         self._check_elementwise()
         for m, n in pairwise(probe):
-            if not (n.b * m.alpha >= m.b * n.alpha * (1 - 1e-12)).all():
-                raise ValueError(f"shift: eta decreases between t = {m.t:g} and {n.t:g}; it must not decrease")
-            if not (n.sigma * m.a >= m.sigma * n.a * (1 - 1e-12)).all():
-                raise ValueError(f"schedule: sigma/a decreases between t = {m.t:g} and {n.t:g}; it must not decrease")
-        if not isinstance(self.shift, _shift.Shift):
+            between = f"decreases between t = {m.t:g} and {n.t:g}"
+            rises = bool((n.b * m.alpha >= m.b * n.alpha * (1 - 1e-12)).all())
+            require(rises, "shift", self.shift, "it must not decrease", f"eta {between}")
+            rises = bool((n.sigma * m.a >= m.sigma * n.a * (1 - 1e-12)).all())
+            require(rises, "schedule", self.schedule, "it must not decrease", f"sigma/a {between}")
+        if not hasattr(self.shift, "t1"):
             object.__setattr__(self, "shift", _shift.Shift(self.shift, _first_time_of_one(self._eta)))
+
+    def __repr__(self) -> str:
+        return f"dosde.Process({describe(self.schedule)}, {describe(self.shift)})"
 
     def _check_elementwise(self) -> None:
         """Schedule and shift must take many times at once, as a plan asks them."""
@@ -104,25 +122,24 @@ class Process:
         try:
             both = self._marginal(times)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"schedule, shift: fail at a tensor of two times ({error}); torch operations are needed") from None
+            shown = f"fail at a tensor of two times ({error})"
+            raise RefusedType("schedule, shift", self, "torch operations are needed", shown) from None
         for i, t in enumerate((0.25, 0.5)):
             one = self(t)
             for v, w in ((both.a, one.a), (both.b, one.b), (both.sigma, one.sigma)):
-                if v.shape != (2, *self.field_shape) or not torch.allclose(v[i], w):
-                    raise ValueError(
-                        f"shift: at two times it is not what it is at each; a field must broadcast against "
-                        f"times of shape {tuple(times.shape)}"
-                    )
+                ok = v.shape == (2, *self.field_shape) and torch.allclose(v[i], w)
+                needed = f"a field must broadcast against times of shape {tuple(times.shape)}"
+                require(ok, "shift", self.shift, needed, "at two times it is not what it is at each")
 
     @property
     def t1(self) -> float:
         """The time at which a solve starts: where eta has reached 1 everywhere, or 1."""
-        assert isinstance(self.shift, _shift.Shift)
-        return self.shift.t1
+        t1: float = self.shift.t1  # type: ignore[attr-defined]
+        return t1
 
     @functools.cached_property
     def noise_free(self) -> bool:
-        """sigma = 0 at all times, as on the rectified flow: x_t holds x0 and x_hat0 alone, and lam says nothing."""
+        """Whether sigma = 0 at all times, as on the rectified flow: x_t is made of x0 and x_hat0 alone, and lam is 0."""
         return not any(self(t).sigma.any() for t in (self.t1, self.t1 / 2))
 
     @functools.cached_property
@@ -133,19 +150,17 @@ class Process:
     def __call__(self, t: float | Tensor) -> Marginal:
         """The marginal at t in [0, 1]. A tensor t broadcasts against the field of eta, if there is one."""
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        if not _within(t, 0, 1):
-            raise ValueError(f"t: {t.tolist()}; times in [0, 1] are needed")
+        require(_within(t, 0, 1), "t", t, "times in [0, 1] are needed")
         return self._marginal(t)
 
     def _marginal(self, t: Tensor) -> Marginal:
         alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in self.schedule(t))
         if not (_within(alpha, 0, math.inf) and _within(sigma, 0, math.inf)):
-            raise ValueError(
-                f"schedule: alpha = {alpha.tolist()}, sigma = {sigma.tolist()} at t = {t.tolist()}; "
-                "both must be finite and >= 0"
-            )
+            shown = f"alpha = {describe(alpha)}, sigma = {describe(sigma)} at t = {describe(t)}"
+            raise Refused("schedule", self.schedule, "both must be finite and >= 0", shown)
         eta = self._eta(t)
-        rest = self.shift.rest(t) if isinstance(self.shift, _shift.Shift) and self.shift.rest else 1 - eta
+        rest = getattr(self.shift, "rest", None)
+        rest = 1 - eta if rest is None else rest(t)
         return Marginal(t, alpha * rest, alpha * eta, sigma.expand(eta.shape))
 
     def _eta(self, t: Tensor) -> Tensor:
@@ -153,21 +168,22 @@ class Process:
         if not _within(eta, 0, 1):
             i = int((~((eta >= 0) & (eta <= 1))).reshape(-1).nonzero()[0])
             at = (t + torch.zeros_like(eta)).reshape(-1)[i].item()
-            raise ValueError(f"shift: eta = {eta.reshape(-1)[i].item()} at t = {at:g}; eta must lie in [0, 1]")
+            shown = f"eta = {eta.reshape(-1)[i].item()} at t = {at:g}"
+            raise Refused("shift", self.shift, "eta must lie in [0, 1]", shown)
         return eta + torch.zeros_like(t)
 
     # -- The forward SDE ------------------------------------------------------------------------------------------
 
     def f(self, t: float | Tensor) -> Tensor:
-        """d log a / dt (Eq. 6). ValueError where a = 0: it is infinite there."""
+        """The drift on x, d log a / dt (Eq. 6). Refused where a = 0, since it is infinite there."""
         return self._sde(t)[0]
 
     def h(self, t: float | Tensor) -> Tensor:
-        """alpha/(1 - eta) d eta/dt (Eq. 6). ValueError where a = 0: it is infinite there."""
+        """The drift on x_hat0, alpha/(1 - eta) d eta/dt (Eq. 6). Refused where a = 0, since it is infinite there."""
         return self._sde(t)[1]
 
     def g(self, t: float | Tensor) -> Tensor:
-        """sqrt(d sigma^2/dt - 2 f sigma^2) (Eq. 6). ValueError where a = 0: it is infinite there."""
+        """The noise, sqrt(d sigma^2/dt - 2 f sigma^2) (Eq. 6). Refused where a = 0, since it is infinite there."""
         return self._sde(t)[2]
 
     def _sde(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,42 +197,39 @@ class Process:
             da, db, dsigma = (_derivative(v, time) for v in (m.a, m.b, m.sigma))
             near = m if m.sigma.requires_grad and m.a.requires_grad else self._marginal(time * 0.999)
         a, b, sigma = m.a.detach(), m.b.detach(), m.sigma.detach()
-        if not (a > 0).all():
-            raise ValueError(f"t: {t}; f, h and g are infinite where a = 0, which is so from t1 = {self.t1:g} on")
+        needed = f"f, h and g are infinite where a = 0, which is so from t1 = {self.t1:g} on"
+        require(bool((a > 0).all()), "t", t, needed)
         tracked = all(v.requires_grad or torch.equal(v, w) for v, w in ((m.a, near.a), (m.sigma, near.sigma)))
         if not tracked or not (da.isfinite() & db.isfinite() & dsigma.isfinite()).all():
-            raise ValueError(
-                f"t: {t}; schedule or shift has no derivative there: make them of torch operations (sigma near t = 0 of expm1)"
-            )
+            needed = "schedule or shift has no derivative there: make them of torch operations (sigma near t = 0 of expm1)"
+            raise Refused("t", t, needed)
         f = da / a
         return f, db - f * b, torch.sqrt((2 * sigma * (dsigma - f * sigma)).clamp(min=0))
 
     def score(self, x: Tensor, x_hat0: Tensor, x_theta: Tensor, t: float | Tensor) -> Tensor:
-        """-(x - a x_theta - b x_hat0) / sigma^2 (Eq. 9). ValueError at sigma = 0."""
+        """The score, -(x - a x_theta - b x_hat0) / sigma^2 (Eq. 9). Refused where sigma = 0."""
         if x.dtype in HALF:
             return self.score(x.float(), x_hat0.float(), x_theta.float(), t).to(x.dtype)
-        m = self._over_batch(t, x)
-        if not (m.sigma > 0).all():
-            raise ValueError(f"t: {t}; the score is infinite where sigma = 0")
+        m = self.over_batch(t, x)
+        require(bool((m.sigma > 0).all()), "t", t, "the score is infinite where sigma = 0")
         return -(x - m.a.to(x) * x_theta - m.b.to(x) * x_hat0) / m.sigma.to(x) ** 2
 
     # -- Forward sampling and transitions --------------------------------------------------------------------------
 
     def sample(self, x0: Tensor, x_hat0: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
-        """x_t = a x0 + b x_hat0 + sigma z (Eq. 2), z ~ N(0, I). t is one time, or one a sample (shape (batch,))."""
+        """A state x_t = a x0 + b x_hat0 + sigma z (Eq. 2), z ~ N(0, I). t is one time, or one for each sample, (batch,)."""
         if x0.dtype in HALF:
             return self.sample(x0.float(), x_hat0.float(), t, z.float()).to(x0.dtype)
-        m = self._over_batch(t, x0)
+        m = self.over_batch(t, x0)
         return m.a.to(x0) * x0 + m.b.to(x0) * x_hat0 + m.sigma.to(x0) * z
 
     def transition(self, s: float | Tensor, t: float | Tensor) -> Transition:
-        """The law of x_t | x_s, x_hat0 under the forward SDE (5), s <= t. ValueError where a_s = 0.
+        """The law of x_t | x_s, x_hat0 under the forward SDE (5), s <= t. Refused where a_s = 0.
 
         The chain of Eq. 3 has the same marginals, but not the same joint law: see `chain`.
         """
         m, n = self._ordered(s, t)
-        if not (m.a > 0).all():
-            raise ValueError(f"s: {s}; the SDE cannot be followed from where a = 0")
+        require(bool((m.a > 0).all()), "s", s, "the SDE cannot be followed from where a = 0")
         k = n.a / m.a
         return Transition(k, torch.zeros_like(k), n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
 
@@ -227,47 +240,46 @@ class Process:
         agree with those of the SDE; the joint law of (x_s, x_t) does not, since there a, not alpha, carries x_s on.
         """
         m, n = self._ordered(s, t)
-        if not (m.alpha > 0).all():
-            raise ValueError(f"s: {s}; the chain cannot be followed from where alpha = 0")
+        require(bool((m.alpha > 0).all()), "s", s, "the chain cannot be followed from where alpha = 0")
         k = n.alpha / m.alpha
-        if not (n.sigma >= k * m.sigma * (1 - 1e-9)).all():
-            raise ValueError(f"s, t: {s}, {t}; sigma/alpha falls between them, and the chain of Eq. 3 needs it to rise")
+        rises, needed = (
+            n.sigma >= k * m.sigma * (1 - 1e-9),
+            "sigma/alpha falls between them, and the chain of Eq. 3 needs it to rise",
+        )
+        require(bool(rises.all()), "s, t", (s, t), needed, f"{describe(s)}, {describe(t)}")
         return Transition(k, n.a - k * m.a, n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Marginal, Marginal]:
         m, n = self(s), self(t)
-        if not (m.t <= n.t).all():
-            raise ValueError(f"s, t: {s}, {t}; s <= t is needed, the forward direction")
+        ordered, shown = bool((m.t <= n.t).all()), f"{describe(s)}, {describe(t)}"
+        require(ordered, "s, t", (s, t), "s <= t is needed, the forward direction", shown)
         return m, n
 
     # -- Times ----------------------------------------------------------------------------------------------------
 
-    def _over_batch(self, t: float | Tensor, x: Tensor) -> Marginal:
-        """The marginal at one time, or at one time a sample of x (t of shape (batch,)), to broadcast against x."""
+    def over_batch(self, t: float | Tensor, x: Tensor) -> Marginal:
+        """The marginal at one time, or at one for each sample of x (t of shape (batch,)), to broadcast against x."""
         if not x.is_floating_point():
-            raise TypeError(f"x: {x.dtype}; a floating tensor is needed")
+            raise RefusedType("x", x, "a floating tensor is needed", str(x.dtype))
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        if t.ndim not in (0, 1, x.ndim):
-            raise ValueError(f"t: shape {tuple(t.shape)}; one time, or {x.shape[0]} of them (one a sample)")
-        if t.ndim == 1:
-            if len(t) != x.shape[0]:
-                raise ValueError(f"t: shape {tuple(t.shape)}; one time, or {x.shape[0]} of them (one a sample)")
-            t = t.reshape(-1, *[1] * (x.ndim - 1))
-        return self(t)
+        ok = t.ndim == 0 or t.shape == x.shape[:1] or t.ndim == x.ndim > 1
+        require(ok, "t", t, f"one time, or {x.shape[0]} of them (one a sample)", f"shape {tuple(t.shape)}")
+        return self(t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t)
 
     def time(self, lam: float | Tensor) -> Tensor:
-        """The time in [0, t1] at which lam has the given value: the inverse of t -> lam, by bisection.
+        """The time in [0, t1] at which lam has this value: the inverse of t -> lam, by bisection.
 
-        Errors: ValueError for a field eta, or a value that lam does not take.
+        Raises:
+            ValueError: for a field eta, or a value that lam does not take.
         """
-        if self.field_shape:
-            raise ValueError(f"lam: eta is a field of shape {self.field_shape}, so lam has no single inverse; give times")
-        if self.noise_free:
-            raise ValueError("lam: sigma = 0 at all times of this process, and so is lam; give times, or grid.uniform")
+        shown = f"eta is a field of shape {self.field_shape}, so lam has no single inverse"
+        require(not self.field_shape, "lam", lam, "give times", shown)
+        shown = "sigma = 0 at all times of this process, and so is lam"
+        require(not self.noise_free, "lam", lam, "give times, or grid.uniform", shown)
         lam = torch.as_tensor(lam, dtype=torch.float64, device="cpu")
         least, most = self(0.0).lam, self(self.t1).lam
-        if not ((lam >= least) & (lam <= most)).all():
-            raise ValueError(f"lam: {lam.tolist()}; this process has lam from {least:g} at t = 0 to {most:g} at t1")
+        inside = bool(((lam >= least) & (lam <= most)).all())
+        require(inside, "lam", lam, f"this process has lam from {least:g} at t = 0 to {most:g} at t1")
         low, high = torch.full_like(lam, 1e-300), torch.full_like(lam, self.t1)
         for _ in range(80):  # first the exponent of t, then its digits
             middle = torch.where(high > 2 * low, low.sqrt() * high.sqrt(), (low + high) / 2)
@@ -276,31 +288,56 @@ class Process:
         return torch.where(lam > least, high, 0.0)
 
 
+def process_of(model: object, process: Process | None) -> Process:
+    """The process given, or the model's own."""
+    own = getattr(model, "process", None)
+    own = own if isinstance(own, Process) else None
+    if process is None and own is None:
+        raise Refused("process", None, "pass process=dosde.Process(schedule, shift)", "None, and the model carries none")
+    if process is not None and not isinstance(process, Process):
+        raise RefusedType("process", process, "a dosde.Process is needed")
+    if process is not None and own is not None and process != own:
+        needed = "leave it out, or pass a model without one"
+        raise Refused("process", process, needed, "differs from the model's own process")
+    return process or own  # type: ignore[return-value]
+
+
 def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Process:
-    """ResShift: a = 1 - eta, b = eta, sigma = kappa sqrt(eta), its sequence of T etas at t = 1/T .. 1."""
-    if not kappa > 0:
-        raise ValueError(f"kappa: {kappa}; a positive number is needed")
+    """The process of ResShift: a = 1 - eta, b = eta, sigma = kappa sqrt(eta), with T etas at t = 1/T .. 1.
+
+    Args:
+        T: the number of steps of its table.
+        kappa: the scale of the noise, positive.
+        eta_min: the first eta.
+        eta_max: the last eta.
+        p: the power of `shift.exponential`.
+    """
+    require(kappa > 0, "kappa", kappa, "a positive number is needed")
     eta = _shift.exponential(T, eta_min, eta_max, p)
-    return Process(ve(lambda t: kappa * torch.sqrt(eta(t))), eta)
+    return Process(with_shift(eta, kappa, 0.5), eta)
 
 
 def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) -> Process:
-    """The rectified flow from the source (FlowIE): x_t = (1 - eta) x0 + eta (x_hat0 + kappa z), eta = t or the shift given.
+    """The rectified flow from the source (FlowIE): x_t = (1 - eta) x0 + eta (x_hat0 + kappa z).
 
-    Straight lines from x0 to the source, or to the source with noise of std kappa. Without noise `method.flow` alone solves it.
+    Its paths are straight lines from x0 to the source, or to the source with noise of std kappa. Without noise `method.flow`
+    alone solves it.
 
-    A network that sees x_t alone has the law of x0 at the end of the ODE. One that also sees x_hat0 knows x0 from x_t =
-    (1 - eta) x0 + eta x_hat0: its flow is E[x0 | x_hat0] from the first step on, in any number of them. With kappa > 0 it
-    is a process as others here, whose ODE has the law of x0 given x_hat0.
+    With a network that sees x_t alone the ODE ends in the law of x0. A network that also sees x_hat0 can tell x0 from x_t =
+    (1 - eta) x0 + eta x_hat0, and its flow is E[x0 | x_hat0] from the first step on. With kappa > 0 this is a process as
+    others here, whose ODE ends in the law of x0 given x_hat0.
+
+    Args:
+        kappa: std of the noise at the source, at least 0.
+        shift: eta. Default: `shift.linear()`, so that eta = t.
 
     >>> m = flow()(0.25)
     >>> print(f"a {m.a}, b {m.b}, sigma {m.sigma}")
     a 0.75, b 0.25, sigma 0.0
     """
-    if not 0 <= kappa < math.inf:
-        raise ValueError(f"kappa: {kappa}; a number >= 0 is needed")
+    require(0 <= kappa < math.inf, "kappa", kappa, "a number >= 0 is needed")
     eta = _shift.linear() if shift is None else shift
-    return Process(ve(lambda t: kappa * eta(t)), eta)
+    return Process(with_shift(eta, kappa, 1.0), eta)
 
 
 def _derivative(value: Tensor, time: Tensor) -> Tensor:

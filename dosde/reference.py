@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .check import Refused
 from .noise import Brownian
 from .process import Process
 from .solve import Model
@@ -45,14 +46,14 @@ def reverse_sde(
     steps: int = 1000,
     seed: int = 0,
 ) -> Tensor:
-    """x at t_end of Eq. 7 from x at t_start < t1, by `steps` Euler steps in t. x, x_hat0: (batch, d).
+    """The state x at t_end of Eq. 7 from x at t_start < t1, by `steps` Euler steps in t. x, x_hat0: (batch, d).
 
-    f, h, g come from the derivatives of the process and the score from Eq. 9.
+    f, h and g are derivatives of the process, and the score is Eq. 9.
     """
     import torchsde
 
     if not 0 <= t_end < t_start:
-        raise ValueError(f"t_start, t_end: {t_start}, {t_end}; 0 <= t_end < t_start is needed")
+        raise Refused("t_start, t_end", t_start, "0 <= t_end < t_start is needed", f"{t_start}, {t_end}")
 
     def drift(time: Tensor, y: Tensor) -> Tensor:
         t = t_start - time.to(torch.float64)  # torchsde goes forward; d/dtime = -d/dt
@@ -78,10 +79,17 @@ def collapsed(
     path: Brownian,
     substeps: int = 10,
 ) -> Tensor:
-    """x at times[-1] of the collapsed SDE on `path`, by `substeps` Euler steps in u in each interval of `times`.
+    """The state x at times[-1] of the collapsed SDE on `path`, by `substeps` Euler steps in u in each interval of `times`.
 
-    x_hat0: (batch, d). times: float64, decreasing, from t1 or below to a time above 0. It starts as `solve` does,
-    at x = (a + b) x_hat0 + sigma z.
+    It starts as `solve` does, at x = (a + b) x_hat0 + sigma z.
+
+    Args:
+        model: (x, x_hat0, t) -> x_theta.
+        process: the process.
+        x_hat0: (batch, d).
+        times: float64, decreasing, from t1 or below to a time above 0.
+        path: the Brownian path on the clock u.
+        substeps: Euler steps in each interval.
     """
     import torchsde
 

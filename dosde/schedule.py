@@ -15,13 +15,25 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from . import check
 from ._pchip import pchip
+from .check import require
+from .recipe import maker
 
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+@maker
 def linear(beta_min: float = 1e-4, beta_max: float = 0.02, T: int = 1000) -> Schedule:
-    """DDPM: beta(t) linear in t, B(t) = T int_0^t beta.
+    """DDPM: beta(t) is linear in t, B(t) = T int_0^t beta.
+
+    Args:
+        beta_min: the first beta of a table of T steps.
+        beta_max: the last beta.
+        T: the number of steps of the table.
+
+    Raises:
+        ValueError: unless 0 < beta_min < beta_max < 1 and T >= 1.
 
     >>> import torch
     >>> alpha, sigma = linear()(torch.tensor(0.5, dtype=torch.float64))
@@ -32,18 +44,23 @@ def linear(beta_min: float = 1e-4, beta_max: float = 0.02, T: int = 1000) -> Sch
     return _vp(lambda t: T * t * (beta_min + (beta_max - beta_min) * t / 2))
 
 
+@maker
 def scaled_linear(beta_min: float = 0.00085, beta_max: float = 0.012, T: int = 1000) -> Schedule:
-    """Stable Diffusion: sqrt(beta(t)) linear in t, B(t) = T int_0^t beta."""
+    """Stable Diffusion: sqrt(beta(t)) is linear in t, B(t) = T int_0^t beta. The arguments are those of `linear`."""
     _check_betas(beta_min, beta_max, T)
     p = math.sqrt(beta_min)
     q = math.sqrt(beta_max) - p
     return _vp(lambda t: T * t * (p * p + p * q * t + (q * t) ** 2 / 3))
 
 
+@maker
 def cosine(s: float = 0.008) -> Schedule:
-    """Improved DDPM (Nichol and Dhariwal 2021): alpha = cos(w0 + w t) / cos(w0), w0 + w = pi/2, w0 = w s."""
-    if not 0 < s < math.inf:
-        raise ValueError(f"s: {s}; a positive offset is needed")
+    """Improved DDPM (Nichol and Dhariwal 2021): alpha = cos(w0 + w t) / cos(w0), w0 + w = pi/2, w0 = w s.
+
+    Raises:
+        ValueError: unless the offset s is positive and finite.
+    """
+    require(0 < s < math.inf, "s", s, "a positive offset is needed")
     w0 = math.pi / 2 * s / (1 + s)
 
     def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,30 +72,34 @@ def cosine(s: float = 0.008) -> Schedule:
     return schedule
 
 
+@maker
 def from_alphas_cumprod(table: Tensor | Sequence[float]) -> Schedule:
     """The VP schedule through a table of alpha^2, index i at t = (i + 1)/T.
 
-    B is interpolated by monotone cubics through every node and through B(0) = 0: continuously differentiable, alpha = 1
-    and sigma = 0 at t = 0. `table` is 1-D, strictly decreasing, within (0, 1); a diffusers scheduler has it as
-    `scheduler.alphas_cumprod`.
+    B is interpolated by monotone cubics through every node and through B(0) = 0. So it is continuously differentiable, with
+    alpha = 1 and sigma = 0 at t = 0.
+
+    Args:
+        table: 1-D, strictly decreasing, within (0, 1). A diffusers scheduler has it as `scheduler.alphas_cumprod`.
+
+    Raises:
+        ValueError: for another table.
     """
-    values = torch.as_tensor(table, dtype=torch.float64, device="cpu").detach()
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"table: shape {tuple(values.shape)}; a 1-D table of at least two values is needed")
-    bad = ~((values > 0) & (values < 1))
-    if bad.any():
-        i = int(bad.nonzero()[0])
-        raise ValueError(f"table: value {values[i].item()} at index {i}; alpha^2 must lie strictly between 0 and 1")
-    if not (values.diff() < 0).all():
-        i = int((values.diff() >= 0).nonzero()[0])
-        raise ValueError(f"table: {values[i].item()} then {values[i + 1].item()} at index {i}; it must decrease")
+    values = check.table("table", table, "alpha^2 must lie strictly between 0 and 1", falling=True)
     nodes = torch.arange(len(values) + 1, dtype=torch.float64, device="cpu") / len(values)
     return _vp(pchip(nodes, torch.cat([values.new_zeros(1), -values.log()])))
 
 
+@maker
 def ve(sigma: Callable[[Tensor], Tensor]) -> Schedule:
-    """Variance-exploding: alpha = 1 and sigma(t) as given, increasing from sigma(0) = 0."""
+    """Variance-exploding: alpha = 1, and a function sigma(t) that increases from sigma(0) = 0."""
     return lambda t: (torch.ones_like(t), sigma(t))
+
+
+@maker
+def with_shift(shift: Callable[[Tensor], Tensor], kappa: float, power: float = 0.5) -> Schedule:
+    """Noise that grows with the shift: alpha = 1, sigma = kappa eta^power. ResShift has power 1/2, the noisy flow 1."""
+    return lambda t: (torch.ones_like(t), kappa * shift(t) ** power)
 
 
 def _vp(B: Callable[[Tensor], Tensor]) -> Schedule:
@@ -90,7 +111,6 @@ def _vp(B: Callable[[Tensor], Tensor]) -> Schedule:
 
 
 def _check_betas(beta_min: float, beta_max: float, T: int) -> None:
-    if not 0 < beta_min < beta_max < 1:
-        raise ValueError(f"beta_min, beta_max: {beta_min}, {beta_max}; 0 < beta_min < beta_max < 1 is needed")
-    if T < 1:
-        raise ValueError(f"T: {T}; a positive number of steps is needed")
+    ordered, shown = 0 < beta_min < beta_max < 1, f"{beta_min}, {beta_max}"
+    require(ordered, "beta_min, beta_max", (beta_min, beta_max), "0 < beta_min < beta_max < 1 is needed", shown)
+    require(T >= 1, "T", T, "a positive number of steps is needed")

@@ -12,14 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import check
 from ._pchip import pchip
+from .check import describe, require
+from .recipe import maker
 
 
 @dataclass(frozen=True)
 class Shift:
-    """eta(t), and the time t1 in (0, 1] at which all of it has reached 1 (1 if it never does).
+    """eta(t), and the time t1 in (0, 1] at which all of eta has reached 1.
 
-    `rest` may give 1 - eta with the digits that the subtraction loses where eta is close to 1.
+    Args:
+        eta: a float64 tensor t -> eta.
+        t1: 1 if eta never reaches 1.
+        rest: t -> 1 - eta, with the digits that the subtraction loses where eta is close to 1.
     """
 
     eta: Callable[[Tensor], Tensor]
@@ -32,14 +38,26 @@ class Shift:
     def __call__(self, t: Tensor) -> Tensor:
         return self.eta(t)
 
+    def __repr__(self) -> str:
+        rest = "" if self.rest is None else f", {describe(self.rest)}"
+        return f"dosde.shift.Shift({describe(self.eta)}, t1={self.t1:g}{rest})"
 
+
+@maker
 def none() -> Shift:
-    """eta = 0: plain diffusion, with x_hat0 as the picture that the solve starts from."""
+    """Plain diffusion: eta = 0. A solve still starts from x_hat0."""
     return Shift(torch.zeros_like)
 
 
+@maker
 def cosine(t1: float | Tensor = 0.5) -> Shift:
-    """Eq. 4: eta = (1 - cos(pi t / t1)) / 2 on [0, t1], 1 after.
+    """The shift of the paper (Eq. 4): eta = (1 - cos(pi t / t1)) / 2 on [0, t1], 1 after.
+
+    Args:
+        t1: a time in (0, 1], or a tensor of times that broadcasts against x.
+
+    Raises:
+        ValueError: for a time outside (0, 1].
 
     >>> import torch
     >>> cosine(0.5)(torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64))
@@ -54,47 +72,45 @@ def cosine(t1: float | Tensor = 0.5) -> Shift:
     )
 
 
+@maker
 def linear(t1: float | Tensor = 1.0) -> Shift:
-    """eta = t / t1 on [0, t1], 1 after."""
+    """A straight line: eta = t / t1 on [0, t1], 1 after. The argument is that of `cosine`."""
     t1 = _check_t1(t1)
     return Shift(lambda t: (t / t1).clamp(max=1), float(t1.max()))
 
 
+@maker
 def from_table(etas: Tensor | Sequence[float]) -> Shift:
-    """eta through a table, index i at t = (i + 1)/T, and eta(0) = 0; monotone cubics between."""
-    values = torch.as_tensor(etas, dtype=torch.float64, device="cpu").detach()
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"etas: shape {tuple(values.shape)}; a 1-D table of at least two values is needed")
-    bad = ~((values >= 0) & (values <= 1))
-    if bad.any():
-        i = int(bad.nonzero()[0])
-        raise ValueError(f"etas: value {values[i].item()} at index {i}; eta must lie in [0, 1]")
-    if not (values.diff() >= 0).all():
-        i = int((values.diff() < 0).nonzero()[0])
-        raise ValueError(f"etas: {values[i].item()} then {values[i + 1].item()} at index {i}; it must not decrease")
+    """The monotone cubics through eta(0) = 0 and a table of T values, index i at t = (i + 1)/T.
+
+    Args:
+        etas: 1-D, in [0, 1], not decreasing.
+
+    Raises:
+        ValueError: for another table.
+    """
+    values = check.table("etas", etas, "eta must lie in [0, 1]", falling=False)
     nodes = torch.arange(len(values) + 1, dtype=torch.float64, device="cpu") / len(values)
     ones = (values == 1).nonzero()
     t1 = nodes[1 + int(ones[0])].item() if len(ones) else 1.0
     return Shift(pchip(nodes, torch.cat([values.new_zeros(1), values])), t1)
 
 
+@maker
 def exponential(T: int = 15, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Shift:
     """ResShift's sequence: sqrt(eta_i) = sqrt(eta_min) b^(T - 1)(i/(T - 1))^p, i = 0..T-1, ending at eta_max.
 
     Its published settings are T = 15 with eta_min = 0.02^2 and T = 4 with eta_min = 0.1^2.
     """
-    if T < 2:
-        raise ValueError(f"T: {T}; at least two steps are needed")
-    if not 0 < eta_min < eta_max <= 1:
-        raise ValueError(f"eta_min, eta_max: {eta_min}, {eta_max}; 0 < eta_min < eta_max <= 1 is needed")
-    if not 0 < p < math.inf:
-        raise ValueError(f"p: {p}; a positive power is needed")
+    require(T >= 2, "T", T, "at least two steps are needed")
+    ordered, shown = 0 < eta_min < eta_max <= 1, f"{eta_min}, {eta_max}"
+    require(ordered, "eta_min, eta_max", (eta_min, eta_max), "0 < eta_min < eta_max <= 1 is needed", shown)
+    require(0 < p < math.inf, "p", p, "a positive power is needed")
     power = (torch.arange(T, dtype=torch.float64, device="cpu") / (T - 1)) ** p
     return from_table(eta_min * (eta_max / eta_min) ** power)
 
 
 def _check_t1(t1: float | Tensor) -> Tensor:
     values = torch.as_tensor(t1, dtype=torch.float64, device="cpu").detach()
-    if values.numel() == 0 or not ((values > 0) & (values <= 1)).all():
-        raise ValueError(f"t1: {t1}; times in (0, 1] are needed")
+    require(values.numel() > 0 and bool(((values > 0) & (values <= 1)).all()), "t1", t1, "times in (0, 1] are needed")
     return values

@@ -13,7 +13,7 @@ def sd21_folder(tmp_path_factory):
     import golden_sd21
     from safetensors.torch import save_file
 
-    from dosde.cli import main
+    from backbones.cli import main
 
     place = tmp_path_factory.mktemp("sd21")
     save_file({name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}, place / "model.safetensors")

@@ -9,8 +9,8 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import dosde
-from backbones import gaussian
-from backbones.mixture import Mixture
+from backbones.exact import gaussian
+from backbones.exact.mixture import Mixture
 from dosde import expansion, grid, method, schedule, shift
 from dosde.process import Process
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from backbones import images
-from dosde.cli import main
+from backbones.cli import main
+from backbones.pictures import io as images
 
 RAMP = np.add.outer(np.linspace(0, 120, 12), np.linspace(0, 120, 10))
 

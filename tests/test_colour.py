@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.sd21 import colour
+from backbones.pictures import colour
 
 
 def recorded(name):

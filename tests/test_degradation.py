@@ -14,8 +14,8 @@ import scipy.special
 import scipy.stats
 import torch
 
-from backbones.training import degradation
-from backbones.training.degradation import (
+from backbones.pictures import degradation
+from backbones.pictures.degradation import (
     BICUBIC,
     MODES,
     REAL_ESRGAN,
@@ -334,7 +334,7 @@ def test_the_picture_remains_in_its_place():
 
 CODE = """
 import hashlib, torch
-from backbones.training import degradation
+from backbones.pictures import degradation
 picture = torch.linspace(0, 1, 3 * 67 * 80).reshape(3, 67, 80)
 lows = [degradation.degrade(picture, 4, [7, n]) for n in range(12)]
 print(hashlib.sha256(b"".join(low.numpy().tobytes() for low in lows)).hexdigest())

@@ -565,7 +565,7 @@ def test_wrong_calls(name):
     call, kind, message = WRONG[name]
     with pytest.raises(kind, match=message) as caught:
         call()
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, kind)
     assert "\n" not in str(caught.value)
 
 

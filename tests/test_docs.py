@@ -5,16 +5,16 @@ import tomllib
 from pathlib import Path
 
 import ablation
+import agreement
+import contact_sheet
 import convergence
-import degradation
-import embedded
 import few_step
-import interop
 import overhead
 import paper_tables
 import pipeline_memory
 import pytest
 import report
+import shipped
 import stability
 import tune
 
@@ -77,7 +77,7 @@ def test_files_that_are_named_exist(path):
         assert (ROOT / name).exists(), name
 
 
-BENCHMARKS = (ablation, convergence, embedded, few_step, interop, overhead, paper_tables, pipeline_memory, stability, tune)
+BENCHMARKS = (agreement, ablation, convergence, few_step, overhead, paper_tables, pipeline_memory, shipped, stability, tune)
 REPORTS = [*(benchmark.REPORT for benchmark in BENCHMARKS), few_step.RESSHIFT]
 
 
@@ -88,7 +88,7 @@ def test_tables_are_what_the_benchmarks_wrote(written):
 
 
 def test_the_contact_sheet_is_of_the_draws_beside_it():
-    assert report.between((ROOT / "docs" / "training.md").read_text(), "degradation")[1].strip() == degradation.table()
+    assert report.between((ROOT / "docs" / "training.md").read_text(), "degradation")[1].strip() == contact_sheet.table()
     assert (ROOT / "docs" / "degradation.jpg").stat().st_size < 200_000
 
 

@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 
 import backbones
 import dosde
-from backbones import evaluation, files, images
+from backbones import evaluation
+from backbones.cli import main
 from backbones.embedded import WEIGHTS, Config, Embedded, Network, ProcessConfig, load, save, source
-from backbones.training import config, degradation
+from backbones.pictures import degradation
+from backbones.pictures import io as images
+from backbones.training import config
 from backbones.training.data import HELD_OUT, held_out
-from dosde.cli import main
+from backbones.weights import metadata
 
 SMALL = Config(width=8, blocks=2, embedding=16)
 DIFFUSION = ProcessConfig("domain_shift", {"t1": None, "schedule": "cosine"})
@@ -286,7 +289,7 @@ def test_what_ships_is_small_and_says_what_it_is():
 
 @pytest.mark.parametrize("name", ["chelsea", "coffee"])
 def test_what_ships_beats_bicubic_in_the_mean_and_has_detail_in_a_sample(name):
-    """On what it never saw. benchmarks/embedded.py has the numbers."""
+    """On what it never saw. benchmarks/shipped.py has the numbers."""
     hr = held_out()[name][None, :, 40:200, 100:260]
     lr = degradation.apply(hr[0], degradation.sample(degradation.BICUBIC, np.random.default_rng(0)))[None]
     bicubic = (source(lr, hr.shape[-2:]) + 1) / 2
@@ -347,7 +350,7 @@ def test_half_precision(weights, dtype):
 
 
 def edited(path, weights, tensors=None, **described):
-    own, said = load_file(weights), json.loads(files.metadata(weights)[KEY])
+    own, said = load_file(weights), json.loads(metadata(weights)[KEY])
     own = own if tensors is None else tensors(own)
     said["config"].update(described.pop("config", {}))
     said.update(described)

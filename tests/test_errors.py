@@ -8,6 +8,7 @@ import torch
 
 import dosde
 from dosde import grid, method, noise, objective, prediction, presets, schedule, shift
+from dosde.check import Refused, RefusedType
 from dosde.process import Process, resshift
 
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
@@ -64,7 +65,7 @@ BEFORE = {
     "grid not called": (
         run(2, 1, grid=grid.log_lam),
         TypeError,
-        r"grid: <function log_lam.* fails as \(process, steps\) -> times",
+        r"grid: dosde\.grid\.log_lam fails as \(process, steps\) -> times",
     ),
     "method a name": (run(method="dos"), TypeError, r"method: 'dos'; a function \(marginals, order\)"),
     "method too short": (
@@ -141,7 +142,7 @@ BEFORE = {
     "process of another type": (
         solve(model, X, process=shift.cosine()),
         TypeError,
-        r"process: Shift.* a dosde.Process",
+        r"process: dosde\.shift\.cosine\(\); a dosde.Process",
     ),
     "model not callable": (solve(X, X, process=PROCESS), TypeError, r"model: .* a function \(x, x_hat0, t\)"),
     "two processes": (
@@ -262,8 +263,11 @@ def test_before_the_first_model_call(name):
     call, kind, message = BEFORE[name]
     with pytest.raises(kind, match=message) as caught:
         call()
-    assert type(caught.value) is kind
-    assert "\n" not in str(caught.value)
+    refused = caught.value
+    assert type(refused) is {ValueError: Refused, TypeError: RefusedType}[kind]
+    assert str(refused) == f"{refused.argument}: {refused.shown}; {refused.needed}"
+    assert "\n" not in str(refused)
+    assert len(str(refused)) < 400
 
 
 def late(at, value):

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from scipy.signal import convolve2d
 
-from backbones import embedded, evaluation, images, load, upscale
-from backbones.training import degradation
-from dosde.cli import main
+from backbones import embedded, evaluation, load, upscale
+from backbones.cli import main
+from backbones.pictures import degradation
+from backbones.pictures import io as images
 
 KEYS = ("scale", "border", "crop", "channel", "lr", "lr_sha256", "pictures", "metrics", "seed", "nfe")
 

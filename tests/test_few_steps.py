@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from instances import PROCESSES
 
 import dosde
-from backbones import gaussian
+from backbones.exact import gaussian
 from dosde import expansion, grid, matching, method, noise, presets, schedule, shift
 from dosde.process import Process, resshift
 

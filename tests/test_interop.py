@@ -6,13 +6,13 @@ import subprocess
 import sys
 from itertools import pairwise
 
-import interop
+import agreement
 import pytest
 import torch
 from instances import METHODS, PROCESSES
 
 import dosde
-from backbones import gaussian
+from backbones.exact import gaussian
 from dosde import expansion, method, schedule, shift
 from dosde.interop.k_diffusion import as_denoiser, sample_dosde
 from dosde.process import Process
@@ -41,7 +41,7 @@ def randn(*shape, seed=0):
 def package(name):
     """A sampler of k-diffusion's own."""
     try:
-        return getattr(interop.k_diffusion_sampling(), name)
+        return getattr(agreement.k_diffusion_sampling(), name)
     except ImportError:
         pytest.skip("k-diffusion is not installed")
 
@@ -82,8 +82,8 @@ def ode_law(sampler, first, last, steps):
 
 
 SAMPLERS = {
-    "euler": (lambda: interop.euler, 1),
-    "dpmpp_2m": (lambda: interop.dpmpp_2m, 2),
+    "euler": (lambda: agreement.euler, 1),
+    "dpmpp_2m": (lambda: agreement.dpmpp_2m, 2),
     "sample_euler": (lambda: package("sample_euler"), 1),
     "sample_dpmpp_2m": (lambda: package("sample_dpmpp_2m"), 2),
     "sample_heun": (lambda: package("sample_heun"), 2),
@@ -106,7 +106,7 @@ def test_their_samplers_reach_the_exact_law_of_a_gaussian(name):
 
 @pytest.mark.parametrize("name", ["sample_euler", "sample_dpmpp_2m"])
 def test_the_formulas_are_those_of_the_package(name):
-    formula = {"sample_euler": interop.euler, "sample_dpmpp_2m": interop.dpmpp_2m}[name]
+    formula = {"sample_euler": agreement.euler, "sample_dpmpp_2m": agreement.dpmpp_2m}[name]
     y, sigmas = 10 * randn(4, 2), log_sigmas(10.0, 0.1, 12)
     assert torch.allclose(formula(exact, y, sigmas), package(name)(exact, y, sigmas, disable=True), atol=1e-13, rtol=0)
 
@@ -178,7 +178,7 @@ def test_ode_of_order_1_is_euler_and_the_sde_euler_ancestral():
     y = 10 * randn(3, 2)
     sigmas = torch.cat([log_sigmas(10.0, 0.1, 9), torch.zeros(1, dtype=DOUBLE)])
     ours = sample_dosde(exact, y, sigmas, disable=True, order=1, method=method.ode)
-    assert torch.allclose(ours, interop.euler(exact, y, sigmas), atol=1e-13, rtol=0)
+    assert torch.allclose(ours, agreement.euler(exact, y, sigmas), atol=1e-13, rtol=0)
 
     def z(sigma, sigma_next):
         return randn(3, 2, seed=int(1e6 * sigma) + int(1e3 * sigma_next))
@@ -331,7 +331,7 @@ def test_wrong_calls(name):
     call, kind, message = WRONG[name]
     with pytest.raises(kind, match=message) as caught:
         call()
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, kind)
     assert "\n" not in str(caught.value)
 
 
@@ -340,7 +340,7 @@ def test_wrong_calls(name):
 
 def test_solve_k_diffusion_and_torchdiffeq_agree_as_steps_grow():
     pytest.importorskip("torchdiffeq")
-    rows = interop.measure((20, 40))
+    rows = agreement.measure((20, 40))
     assert len(rows) == 6
     for name, (coarse, fine) in rows.items():
         order = 1 if name.endswith((" 1", "Euler")) else 3 if " 3 " in name else 2

@@ -2,17 +2,17 @@
 
 import re
 
-import embedded as shipped
 import paper_networks
 import paper_tables
 import pytest
 import report
+import shipped
 import torch
 
 from backbones import embedded
+from backbones.pictures.degradation import BICUBIC
 from backbones.training import config
 from backbones.training.data import Bundled, Samples
-from backbones.training.degradation import BICUBIC
 from dosde import cold
 
 ROWS = [(key, row) for key, table in paper_tables.TABLES.items() for row in table.rows]

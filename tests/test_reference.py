@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dosde
-from backbones import gaussian
+from backbones.exact import gaussian
 from dosde import method, reference, schedule, shift
 from dosde.noise import Brownian
 from dosde.process import Process

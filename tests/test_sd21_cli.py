@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 
-from dosde.cli import main
+from backbones.cli import main
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

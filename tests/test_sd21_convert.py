@@ -11,13 +11,14 @@ import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
-from dosde.cli import main
+from backbones.cli import main
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from backbones import files
-from backbones.sd21 import DoSSRPipeline, checkpoint, convert, layout
+from backbones import weights
+from backbones.sd21 import DoSSRPipeline, convert, names
+from backbones.sd21 import parts as released_parts
 from dosde import presets
 
 DATA = Path(__file__).parent / "data" / "sd21"
@@ -48,12 +49,12 @@ def full():
 
 
 def test_full_size_both_ways_on_the_meta_device(full):
-    parts = checkpoint.to_parts({name: torch.empty(shape, device="meta") for name, shape in full.items()})
+    parts = released_parts.to_parts({name: torch.empty(shape, device="meta") for name, shape in full.items()})
     for component, config in parts.configs.items():
-        module = checkpoint.empty(component, config)
+        module = released_parts.empty(component, config)
         shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
         assert shapes == {name: tuple(t.shape) for name, t in parts.tensors[component].items()}
-    back = checkpoint.to_released(parts.tensors, parts.unused)
+    back = released_parts.to_released(parts.tensors, parts.unused)
     assert {name: tuple(t.shape) for name, t in back.items()} == full
     counts = {name: sum(t.numel() for t in own.values()) / 1e6 for name, own in parts.tensors.items()}
     # golden/README's counts; the text tower's last block, projection and scale are not used.
@@ -104,25 +105,25 @@ def test_sizes_are_those_of_the_tensors(shape, replace):
     if shape == "vae":
         levels = len(config["block_out_channels"])
         config |= {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
-    shapes = {name: tuple(t.shape) for name, t in checkpoint.empty(shape, config).state_dict().items()}
-    prefix = layout.PREFIXES[shape]
-    renamed = {prefix + e.name: e.shape(shapes) for e in layout.entries(shape, shapes)}
+    shapes = {name: tuple(t.shape) for name, t in released_parts.empty(shape, config).state_dict().items()}
+    prefix = names.PREFIXES[shape]
+    renamed = {prefix + e.name: e.shape(shapes) for e in names.entries(shape, shapes)}
     if shape == "text_encoder":  # a block that is not used
         renamed |= {n.replace("blocks.0.", "blocks.3."): s for n, s in renamed.items() if "blocks.0." in n}
-    assert layout.configs(renamed)[shape] == config
+    assert names.configs(renamed)[shape] == config
 
 
 def test_heads_are_taken_from_the_original_config(released, tmp_path):
     path = tmp_path / "cldm.yaml"
     path.write_text("model:\n  params:\n    unet_config:\n      params:\n        num_head_channels: 16\n")
-    assert convert.heads_of(path) == layout.Heads(16)
-    assert convert.heads_of(golden_sd21.manifest()["config"]) == layout.Heads(8)
-    assert convert.heads_of(golden_sd21.manifest()) == layout.Heads(8, 4)
-    configs = checkpoint.to_parts(released, layout.Heads(16, 2)).configs
+    assert convert.heads_of(path) == names.Heads(16)
+    assert convert.heads_of(golden_sd21.manifest()["config"]) == names.Heads(8)
+    assert convert.heads_of(golden_sd21.manifest()) == names.Heads(8, 4)
+    configs = released_parts.to_parts(released, names.Heads(16, 2)).configs
     assert configs["unet"]["attention_head_dim"] == configs["controlnet"]["attention_head_dim"] == [2, 4, 8, 8]
     assert configs["text_encoder"]["num_attention_heads"] == 2
     with pytest.raises(ValueError, match=r"num_head_channels is 64 in it; a divisor of the widths \[32, 64, 128, 128\]"):
-        checkpoint.to_parts(released, layout.Heads(64))
+        released_parts.to_parts(released, names.Heads(64))
     with pytest.raises(ValueError, match="num_head_channels is None in it"):
         convert.heads_of({"model": {}})
 
@@ -131,7 +132,7 @@ def test_heads_are_taken_from_the_original_config(released, tmp_path):
 def test_round_trip_is_exact(released, folder, tmp_path, suffix, capsys):
     out = tmp_path / f"back{suffix}"
     assert main(["convert", str(folder), "-o", str(out)]) == 0
-    assert same(files.read(out), released)
+    assert same(weights.read(out), released)
     assert sorted(p.name for p in tmp_path.iterdir()) == [out.name]
     (tmp_path / "usual").touch()
     usual = (tmp_path / "usual").stat().st_mode
@@ -144,22 +145,22 @@ def test_a_saved_pipeline_converts_back_too(released, folder, tmp_path):
     """save_pretrained carries along what from_pretrained left in the folder."""
     DoSSRPipeline.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     convert.to_checkpoint(tmp_path / "saved", tmp_path / "back.safetensors")
-    assert same(files.read(tmp_path / "back.safetensors"), released)
+    assert same(weights.read(tmp_path / "back.safetensors"), released)
 
 
 def test_half_precision_of_the_checkpoint_is_kept(released, tmp_path):
-    half = {name: t.half() if name not in layout.TABLES else t for name, t in released.items()}
+    half = {name: t.half() if name not in names.TABLES else t for name, t in released.items()}
     save_file(half, tmp_path / "half.safetensors")
     convert.to_folder(convert.parts_of_checkpoint(tmp_path / "half.safetensors"), tmp_path / "folder")
     convert.to_checkpoint(tmp_path / "folder", tmp_path / "back.safetensors")
-    assert same(files.read(tmp_path / "back.safetensors"), half)
+    assert same(weights.read(tmp_path / "back.safetensors"), half)
 
 
 def test_dtype(folder, released, tmp_path):
     save_file(released, tmp_path / "model.safetensors")
     assert main(["convert", str(tmp_path / "model.safetensors"), "-o", str(tmp_path / "f"), "--dtype", "bfloat16"]) == 0
     for component in ("unet", "vae", "text_encoder", "prompts"):
-        was, now = checkpoint.of_folder(folder, component), checkpoint.of_folder(tmp_path / "f", component)
+        was, now = released_parts.of_folder(folder, component), released_parts.of_folder(tmp_path / "f", component)
         assert same({name: t.bfloat16() for name, t in was.items()}, now)
 
 
@@ -168,7 +169,7 @@ def test_wrappings(released, folder, tmp_path, wrap):
     prefix = "module." if wrap == "module." else ""
     content = {prefix + name: tensor for name, tensor in released.items()}
     torch.save({"state_dict": content, "global_step": 3} if wrap == "state_dict" else content, tmp_path / "model.ckpt")
-    assert same(files.read(tmp_path / "model.ckpt"), released)
+    assert same(weights.read(tmp_path / "model.ckpt"), released)
 
 
 def test_tensors_that_share_storage(released, tmp_path):
@@ -178,7 +179,7 @@ def test_tensors_that_share_storage(released, tmp_path):
     torch.save(tied, tmp_path / "tied.ckpt")
     assert main(["convert", str(tmp_path / "tied.ckpt"), "-o", str(tmp_path / "folder")]) == 0
     assert main(["convert", str(tmp_path / "folder"), "-o", str(tmp_path / "back.safetensors")]) == 0
-    assert same(files.read(tmp_path / "back.safetensors"), tied)
+    assert same(weights.read(tmp_path / "back.safetensors"), tied)
 
 
 def test_stored_prompts_are_the_recorded_embeddings(folder):
@@ -193,7 +194,7 @@ def test_stored_prompts_are_the_recorded_embeddings(folder):
 def test_tables_are_those_of_the_release(released, folder):
     scheduler = DoSSRPipeline.from_pretrained(folder).scheduler
     tables = convert.tables(scheduler)
-    assert set(tables) == set(layout.TABLES)
+    assert set(tables) == set(names.TABLES)
     for name, table in tables.items():
         assert torch.allclose(table, released[name], rtol=2e-6, atol=1e-9), name
 
@@ -241,7 +242,7 @@ def test_diffbir(released, tmp_path):
     picture = pipe(torch.rand(3, 8, 8), num_inference_steps=2, output_type="pt").images
     assert picture.shape == (1, 3, 32, 32)
     convert.to_checkpoint(tmp_path / "f", tmp_path / "back.safetensors")
-    assert same(files.read(tmp_path / "back.safetensors"), theirs)
+    assert same(weights.read(tmp_path / "back.safetensors"), theirs)
 
 
 @pytest.fixture(scope="module")
@@ -286,8 +287,8 @@ def test_start_of_fine_tuning(base, released, tmp_path):
     assert calls == ["vae", "hint", "vae"]
     # It converts to the released layout, with tables of its own, but for the text block that SD 2.1-base has not.
     convert.to_checkpoint(tmp_path / "start", tmp_path / "start.safetensors")
-    back = files.read(tmp_path / "start.safetensors")
-    assert set(released) - set(back) == {n for n in released if layout.unused(n, 2) and n not in layout.TABLES}
+    back = weights.read(tmp_path / "start.safetensors")
+    assert set(released) - set(back) == {n for n in released if names.unused(n, 2) and n not in names.TABLES}
 
 
 # -- What is refused --------------------------------------------------------------------------------------------------------

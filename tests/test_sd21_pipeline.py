@@ -19,8 +19,8 @@ pytest.importorskip("transformers")
 import diffusers
 import huggingface_hub
 
-from backbones.images import mirrored
-from backbones.sd21 import DoSSRPipeline, checkpoint, memory
+from backbones.pictures.io import mirrored
+from backbones.sd21 import DoSSRPipeline, parts, tiles
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
 
@@ -156,12 +156,12 @@ def test_another_shape_of_model(tmp_path):
     tensors = {
         component: {
             name: torch.randn(t.shape, generator=generator) / max(1, t[0].numel()) ** 0.5
-            for name, t in checkpoint.empty(component, config).state_dict().items()
+            for name, t in parts.empty(component, config).state_dict().items()
         }
         for component, config in configs.items()
     }
     tables = {name: torch.from_numpy(table) for name, table in golden_sd21.load("schedule_buffers").items()}
-    released = checkpoint.to_released(tensors, tables)
+    released = parts.to_released(tensors, tables)
     last = {n.replace("blocks.2.", "blocks.3."): t + 1 for n, t in released.items() if "resblocks.2." in n}  # it is not used
     save_file(released | last, tmp_path / "model.safetensors")
     pipe = DoSSRPipeline.from_single_file(tmp_path / "model.safetensors")
@@ -470,33 +470,33 @@ def test_files_in_the_cache_of_a_container_count_as_free(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("900000\n")
     (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.free(torch.device("cpu")) == 800_000
+    monkeypatch.setattr(tiles, "_CGROUP", tmp_path)
+    assert tiles.free(torch.device("cpu")) == 800_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free(torch.device("cpu")) > 800_000
+    assert tiles.free(torch.device("cpu")) > 800_000
 
 
 def test_auto_tiles_follow_the_memory(pipe):
     small, large = (1, 3, 64, 64), (1, 3, 512, 512)
-    assert memory.tiles(pipe, small, 4, None) == memory.Tiles()
-    assert memory.tiles(pipe, large, 4, 300) == memory.Tiles(256, 256, 256, 256)
-    assert memory.tiles(pipe, small, 4, max_memory=2**30) == memory.Tiles()
-    plenty = memory.tiles(pipe, large, 4, max_memory=2**40)
+    assert pipe.tiles_for(small, 4, None) == tiles.Tiles()
+    assert pipe.tiles_for(large, 4, 300) == tiles.Tiles(256, 256, 256, 256)
+    assert pipe.tiles_for(small, 4, max_memory=2**30) == tiles.Tiles()
+    plenty = pipe.tiles_for(large, 4, max_memory=2**40)
     assert plenty.solve == 1024  # what the network is good for
-    costs = memory.costs(pipe)
+    costs = pipe.costs()
     for budget in (4 * 2**30, 2**30, 2**29):
-        chosen = memory.tiles(pipe, large, 4, max_memory=budget)
+        chosen = pipe.tiles_for(large, 4, max_memory=budget)
         for stage, bytes_a_pixel in costs.items():
             side = getattr(chosen, stage) or 2048
             assert bytes_a_pixel * side**2 < budget
-    assert memory.costs(pipe, guided=True)["solve"] == 2 * costs["solve"]
+    assert pipe.costs(guided=True)["solve"] == 2 * costs["solve"]
     with pytest.raises(
         ValueError, match=r"max_memory: 0.00098 GiB; .* GiB are needed for 1 x 2048 x 2048 pixels, even in tiles"
     ):
-        memory.tiles(pipe, large, 4, max_memory=2**20)
+        pipe.tiles_for(large, 4, max_memory=2**20)
     with pytest.raises(ValueError, match=r"0.00098 GiB; 0.* GiB are needed for 50 x 64 x 64 pixels, even in tiles of 64"):
-        memory.tiles(pipe, (50, 3, 16, 16), 4, max_memory=2**20)
-    assert memory.free(torch.device("cpu")) > 0
+        pipe.tiles_for((50, 3, 16, 16), 4, max_memory=2**20)
+    assert tiles.free(torch.device("cpu")) > 0
 
 
 # -- Half precision -----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from backbones import files
 from backbones.embedded import Config, Network, load, save, symmetry
+from backbones.weights import metadata
 
 MOVES = [symmetry.fixed(3), symmetry.folded(2, 4), symmetry.eights(16)]
 MOVES.append(symmetry.joined(*MOVES))
@@ -140,7 +140,7 @@ def test_a_wrong_width():
 
 def test_a_file_that_claims_too_much_is_refused_before_it_takes_memory(tmp_path):
     save(tmp_path / "a.safetensors", Network(CONFIGS[0]), {})
-    said = json.loads(files.metadata(tmp_path / "a.safetensors")["dosde.embedded"])
+    said = json.loads(metadata(tmp_path / "a.safetensors")["dosde.embedded"])
     said["config"]["width"] = 8 * 10**5
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"dosde.embedded": json.dumps(said)})
     with pytest.raises(ValueError, match=r"b\.safetensors: \d+ weights; \d{13} or more are needed for what"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from backbones.tiling import _axis, boxes, tiled
+from backbones.pictures.tiling import _axis, boxes, tiled
 
 
 @st.composite

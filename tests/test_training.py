@@ -26,8 +26,10 @@ from training_networks import Network
 import backbones
 import dosde
 from backbones import embedded, evaluation
-from backbones.training import checkpoints, config, degradation, loop, tasks
-from dosde.cli import main
+from backbones.cli import main
+from backbones.pictures import degradation
+from backbones.training import config, loop, pixels, state, validation
+from backbones.weights import part, read_safetensors
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -136,14 +138,14 @@ def test_what_was_trained_upscales(tmp_path):
     assert made.shape == (1, 3, 32, 32)
     released = config.parse(tiny(tmp_path, model=sizes, process={"kind": "dossr"}))
     with pytest.raises(ValueError, match="process: dossr; vp with a cosine shift or none, resshift, or flow, is needed"):
-        tasks.Embedded(released)
+        pixels.Embedded(released)
     for changes, said in (
         ({"objective": {"predicts": "v"}}, r"objective\.predicts: 'v'; x0 is needed for backbones\.embedded:Network"),
         ({"data": {"scale": 2}}, r"data\.scale: 2; 4 is needed for backbones\.embedded:Network"),
         ({"process": {"kind": "flow"}}, r"process\.kappa: 0; above 0 is needed for backbones\.embedded:Network"),
     ):
         with pytest.raises(ValueError, match=said):
-            tasks.Embedded(config.parse(tiny(tmp_path, model=sizes, **changes)))
+            pixels.Embedded(config.parse(tiny(tmp_path, model=sizes, **changes)))
 
 
 def losses(out):
@@ -152,7 +154,7 @@ def losses(out):
 
 
 def last(out):
-    return load_file(checkpoints.every(out)[-1][1])
+    return load_file(state.every(out)[-1][1])
 
 
 def same(one, other):
@@ -296,9 +298,9 @@ def test_a_run(whole, tmp_path):
     """Its log, checkpoints, result; weights in steps of AdamW, the average by its formula."""
     found = losses(whole)
     assert list(found) == list(range(1, 13))
-    assert [step for step, _ in checkpoints.every(whole)] == [10, 12]
+    assert [step for step, _ in state.every(whole)] == [10, 12]
     result = load_file(whole / "weights.safetensors")
-    assert same(result, checkpoints.part(last(whole), "ema."))
+    assert same(result, part(last(whole), "ema."))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_a_run_by_hand(changes, tmp_path):
     made = config.parse(tiny(tmp_path, **changes))
     train(tmp_path / "plain", **changes)
     own, wanted = made.optimizer, made.objective
-    network, process = tasks.Embedded(made).trainable, config.made_process(made.process)
+    network, process = pixels.Embedded(made).trainable, config.made_process(made.process)
     optimizer = torch.optim.AdamW(network.parameters(), betas=own.betas, eps=own.eps, weight_decay=own.weight_decay)
     average = [p.detach().clone() for p in network.parameters()]
     stream, norms = loop.Stream(config.made_samples(made.data, 0), 0, ((3, 16, 16),)), []
@@ -426,11 +428,11 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(whole, tmp_path):
     path = written(tmp_path / "config.toml", tiny(out))
     slowly = {**environment(), "TRAINING_SLEEP": "0.1"}
     process = subprocess.Popen([sys.executable, "-m", "dosde", "train", "--config", path], env=slowly)
-    while not checkpoints.every(out) and process.poll() is None:
+    while not state.every(out) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert [step for step, _ in checkpoints.every(out)] == [5]
+    assert [step for step, _ in state.every(out)] == [5]
     with (out / "log.jsonl").open("a") as log:
         log.write('{"step": 7, "lo')  # a line cut off
     (out / "checkpoints" / ".00000007.safetensors.part").write_bytes(b"half")
@@ -446,7 +448,7 @@ def test_workers_change_nothing(whole, tmp_path):
     train(tmp_path / "other", steps=6, optimizer={"decay": "constant"})
     assert same(last(tmp_path / "run"), last(tmp_path / "other"))
     assert train(tmp_path / "run", "resume", steps=8, optimizer={"decay": "constant"})  # more steps, at a constant rate
-    assert [step for step, _ in checkpoints.every(tmp_path / "run")] == [6, 8]
+    assert [step for step, _ in state.every(tmp_path / "run")] == [6, 8]
 
 
 def test_validation_and_bf16(tmp_path):
@@ -469,9 +471,9 @@ def test_a_validation_is_of_the_averages_as_they_upscale(tmp_path):
     changes = {"steps": 4, "seed": 5, "validation": pictures, "optimizer": {"lr": 0.1}}
     train(tmp_path / "run", **changes)
     made = config.parse(tiny(tmp_path / "run", **changes))
-    ((name, (hr, lr)),) = loop._validation_pictures(made).items()
+    ((name, (hr, lr)),) = validation.validation_pictures(made).items()
     network = Network().eval()
-    network.load_state_dict(checkpoints.part(last(tmp_path / "run"), "ema."))
+    network.load_state_dict(part(last(tmp_path / "run"), "ema."))
     model = dosde.Denoiser(lambda x, x_hat0, t: network(x, x_hat0, t.float()[None]), config.made_process(made.process), "x0")
     noise = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -532,7 +534,7 @@ def test_measures():
     hr = torch.randint(0, 200, (1, 3, 40, 40)) / 255
     off = hr + 20.3 / 255
     off[..., :4, :] = 0
-    psnr, ssim = loop.measured(off, hr, 4)
+    psnr, ssim = validation.measured(off, hr, 4)
     assert psnr == pytest.approx(20 * math.log10(255 / (219 * 20 / 255)), abs=1e-4)
     assert 0.9 < ssim < 1
 
@@ -545,13 +547,13 @@ def test_it_learns(tmp_path):
 
 
 def test_an_own_save_and_weights_to_start_from(whole, tmp_path):
-    changes = {"model": {"save": "training_networks:save", "weights": str(checkpoints.every(whole)[-1][1])}}
-    job = tasks.Embedded(config.parse(tiny(tmp_path, **changes)))
+    changes = {"model": {"save": "training_networks:save", "weights": str(state.every(whole)[-1][1])}}
+    job = pixels.Embedded(config.parse(tiny(tmp_path, **changes)))
     assert same(job.trainable.state_dict(), load_file(whole / "weights.safetensors"))
     path = train(tmp_path / "run", steps=4, **changes)
     assert path.name == "own.pth"
-    assert same(torch.load(path, weights_only=True), checkpoints.part(last(tmp_path / "run"), "ema."))
-    network = tasks.Embedded(
+    assert same(torch.load(path, weights_only=True), part(last(tmp_path / "run"), "ema."))
+    network = pixels.Embedded(
         config.parse(tiny(tmp_path)), network=lambda: Network(3), save=lambda net, folder: folder
     ).trainable
     assert network.net[0].out_channels == 3
@@ -566,7 +568,7 @@ def test_weights_that_no_output_depends_on(tmp_path):
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert same(load_file(path), load_file(tmp_path / "whole" / "weights.safetensors"))
     again = {"network": "training_networks:Unused", "weights": str(path)}
-    assert same(tasks.Embedded(config.parse(tiny(tmp_path, model=again))).trainable.state_dict(), load_file(path))
+    assert same(pixels.Embedded(config.parse(tiny(tmp_path, model=again))).trainable.state_dict(), load_file(path))
 
 
 def test_a_network_of_the_folder_where_the_command_runs(tmp_path):
@@ -577,7 +579,7 @@ def test_a_network_of_the_folder_where_the_command_runs(tmp_path):
         sys.executable,
         "-P",
         "-c",
-        f"import sys; from dosde.cli import main; sys.exit(main(['train', '--config', {str(path)!r}]))",
+        f"import sys; from backbones.cli import main; sys.exit(main(['train', '--config', {str(path)!r}]))",
     ]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), check=False).returncode == 0
     assert (tmp_path / "run" / "weights.safetensors").is_file()
@@ -586,7 +588,7 @@ def test_a_network_of_the_folder_where_the_command_runs(tmp_path):
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_last_checkpoints_are_kept(keep, tmp_path):
     train(tmp_path / "run", steps=5, optimizer={"decay": "constant"}, checkpoint={"every": 1, "keep": keep})
-    assert [step for step, _ in checkpoints.every(tmp_path / "run")] == list(range(6 - keep, 6))
+    assert [step for step, _ in state.every(tmp_path / "run")] == list(range(6 - keep, 6))
 
 
 def test_a_result_that_cannot_be_written(tmp_path, capsys):
@@ -608,7 +610,7 @@ def test_nan_stops_and_the_last_checkpoint_stays(tmp_path, capsys):
     assert main(["train", "--config", str(path)]) == 1
     said = capsys.readouterr().err
     assert said == "dosde train: error: step 6: the loss is nan; the checkpoint of step 4 stays\n"
-    assert [step for step, _ in checkpoints.every(tmp_path / "run")] == [2, 4]
+    assert [step for step, _ in state.every(tmp_path / "run")] == [2, 4]
     assert all(t.isfinite().all() for t in last(tmp_path / "run").values())
 
 
@@ -616,7 +618,7 @@ def test_a_full_disk_stops_and_the_last_checkpoint_stays(tmp_path, capsys):
     """No file may grow beyond a size at which the log fits, and a wider network's checkpoint does not."""
     out = tmp_path / "run"
     train(out, steps=5, optimizer={"decay": "constant"})
-    before = checkpoints.every(out)[-1][1].read_bytes()
+    before = state.every(out)[-1][1].read_bytes()
     path = written(tmp_path / "config.toml", tiny(out, optimizer={"decay": "constant"}))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
@@ -629,7 +631,7 @@ def test_a_full_disk_stops_and_the_last_checkpoint_stays(tmp_path, capsys):
     assert "00000010.safetensors cannot be written" in said
     assert said.count("\n") == 1
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["00000005.safetensors"]
-    assert checkpoints.every(out)[-1][1].read_bytes() == before
+    assert state.every(out)[-1][1].read_bytes() == before
     assert main(["train", "--config", str(path), "--resume"]) == 0
 
 
@@ -650,7 +652,7 @@ def test_pictures_that_all_vanish_stop_a_run(tmp_path):
     folder.mkdir()
     picture(folder / "a.png")
 
-    class Vanishing(tasks.Embedded):
+    class Vanishing(pixels.Embedded):
         def losses(self, network, batch):
             (folder / "a.png").write_bytes(b"gone")
             return super().losses(network, batch)
@@ -705,8 +707,8 @@ def test_a_checkpoint_of_another_shape(whole, tmp_path):
     ):
         train(tmp_path / "run", **wider)
     shutil.copytree(whole, tmp_path / "run")
-    step, file = checkpoints.every(tmp_path / "run")[-1]
-    tensors, metadata = checkpoints.read(file)
+    step, file = state.every(tmp_path / "run")[-1]
+    tensors, metadata = read_safetensors(file)
     tensors["ema.net.0.weight"] = torch.zeros(2, 3)
     save_file(tensors, file, metadata)
     with pytest.raises(ValueError, match=r"00000012.safetensors: net.0.weight has shape \(2, 3\); \(8, 7, 3, 3\)"):
@@ -715,8 +717,8 @@ def test_a_checkpoint_of_another_shape(whole, tmp_path):
     save_file(tensors, file, metadata)
     with pytest.raises(ValueError, match=r"00000012.safetensors has no tensor net.0.weight"):
         train(tmp_path / "run", "resume")
-    shutil.copy(checkpoints.every(whole)[-1][1], file)
-    tensors = checkpoints.read(file)[0]
+    shutil.copy(state.every(whole)[-1][1], file)
+    tensors = read_safetensors(file)[0]
     save_file({name: t for name, t in tensors.items() if not name.startswith("optimizer.exp_avg_sq.net.0")}, file, metadata)
     with pytest.raises(ValueError, match=r"00000012.safetensors has no tensor net.0.(weight|bias)"):
         train(tmp_path / "run", "resume")

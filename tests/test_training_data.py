@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from backbones import images
-from backbones.training import data, degradation, procedural
+from backbones.pictures import degradation, procedural
+from backbones.pictures import io as images
+from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
+from backbones.training import data
 from backbones.training.data import Bundled, Folder, Mixed, Order, Procedural, Samples
-from backbones.training.degradation import BICUBIC, REAL_ESRGAN
 
 CROP = 32
 
@@ -151,7 +152,7 @@ import sys, backbones
 heavy = [name for name in ("cv2", "PIL", "skimage", "scipy", "backbones.training") if name in sys.modules]
 import hashlib
 from backbones.training.data import Bundled, Mixed, Procedural, Samples
-from backbones.training.degradation import REAL_ESRGAN
+from backbones.pictures.degradation import REAL_ESRGAN
 samples = Samples(Mixed([(Bundled(64), 1), (Procedural(64), 2)]), REAL_ESRGAN, seed=2)
 bits = b"".join(p.numpy().tobytes() for i in range(12) for p in samples[1, i].values())
 print(hashlib.sha256(bits).hexdigest(), heavy)

@@ -13,9 +13,10 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from backbones.sd21 import DoSSRPipeline, layout
-from backbones.training import checkpoints, config, loop
+from backbones.sd21 import DoSSRPipeline, names
+from backbones.training import config, loop
 from backbones.training.sd21 import SD21
+from backbones.weights import part
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_the_released_training_step(weights):
     # Gradients: some recorded whole, of all the norm and the sum, under the released names.
     found.mean().backward()
     own = {name: parameter.grad for name, parameter in job.trainable.named_parameters()}
-    gradients = {entry.name: entry.join(own) for entry in layout.entries("controlnet", own)}
+    gradients = {entry.name: entry.join(own) for entry in names.entries("controlnet", own)}
     info = json.loads(gzip.decompress((golden_sd21.DATA / "train_info.json.gz").read_bytes()))
     known = info["grad_norm_sum_absmax"]
     assert set(known) == set(gradients)
@@ -96,7 +97,7 @@ def test_the_released_step_from_pictures_to_the_loss(weights):
     plain = torch.nn.functional.interpolate(lq, scale_factor=0.25, mode="bicubic")
     assert min(float((made - recorded["pre_lq"]).abs().max()) for made in (lr, plain)) < 1e-5
     moments, z_hat0 = job.encoded(hr, recorded["pre_lq"])
-    z0 = job.pipe._latent(moments, recorded["noise_posterior"], None)
+    z0 = job.pipe.latent(moments, recorded["noise_posterior"], None)
     for made, key in ((z0, "z0"), (z_hat0, "z_hat0")):
         assert (made - recorded[key]).abs().max() < 1e-5 * recorded[key].abs().max().clamp(min=1), key
     part = (recorded["t"].double() + 0.5) / 1000
@@ -119,7 +120,7 @@ def test_the_latents(weights):
         posterior = pipe.vae.encode(2 * hr - 1).latent_dist
     assert torch.equal(moments.chunk(2, 1)[0], posterior.mean)
     n = torch.randn_like(posterior.mean)
-    assert torch.allclose(pipe._latent(moments, n, None), (posterior.mean + posterior.std * n) * 0.18215, atol=1e-5)
+    assert torch.allclose(pipe.latent(moments, n, None), (posterior.mean + posterior.std * n) * 0.18215, atol=1e-5)
 
 
 def test_only_the_controlnet_trains_and_its_loss_falls(weights, tmp_path):
@@ -131,7 +132,7 @@ def test_only_the_controlnet_trains_and_its_loss_falls(weights, tmp_path):
     before, after = (DoSSRPipeline.from_pretrained(folder) for folder in (weights, path))
     for name in ("vae", "unet", "hint_encoder", "preprocessor"):
         assert same(getattr(before, name).state_dict(), getattr(after, name).state_dict()), name
-    trained = checkpoints.part(last(tmp_path / "run"), "ema.")
+    trained = part(last(tmp_path / "run"), "ema.")
     assert same(after.controlnet.state_dict(), trained)
     changed = [name for name, value in before.controlnet.state_dict().items() if not torch.equal(value, trained[name])]
     assert len(changed) > 0.9 * len(trained)

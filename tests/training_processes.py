@@ -8,7 +8,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from dosde.cli import main
+from backbones.cli import main
 
 if __name__ == "__main__":
     sharded = "ACCELERATE_USE_FSDP" in os.environ

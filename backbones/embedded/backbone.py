@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import backbones
 import dosde
-from backbones import files, images
-from backbones.tiling import tiled
-from dosde.method import Method
+from backbones import backbone
+from backbones.pictures import io as images
+from backbones.pictures.tiling import tiled
+from backbones.weights import aligned, metadata, read, write
 from dosde.solve import Model
+from dosde.step import Method
 
 from .network import Config, Network
 
@@ -152,7 +153,7 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"about: {error}; what JSON can hold is needed") from None
-    files.write(path, tensors, {_KEY: said})
+    write(path, tensors, {_KEY: said})
 
 
 def load(
@@ -163,7 +164,7 @@ def load(
     device: auto is a GPU where there is one. dtype: of the network; auto is bfloat16 on a GPU, float32 on the CPU. tile: see
     Embedded. Errors: ValueError, one line, that names the argument, the file, or the tensor in it.
     """
-    tensors = files.read(weights)
+    tensors = read(weights)
     config, about = _described(Path(weights))
     if dtype != "auto" and dtype not in _DTYPES:
         raise ValueError(f"dtype: {dtype!r}; auto, {', '.join(_DTYPES)}, is needed")
@@ -184,10 +185,10 @@ def load(
             raise ValueError(f"checkpoint: {weights}: {name} is not finite")
     if unknown := sorted(set(tensors) - set(wanted)):
         raise ValueError(f"checkpoint: {weights}: unexpected tensor {unknown[0]}")
-    place = backbones.device(device)
+    place = backbone.device(device)
     kind = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     network.load_state_dict({name: t.to(place, kind) for name, t in tensors.items()}, assign=True)
-    files.aligned(network.to(place).eval().requires_grad_(False))
+    aligned(network.to(place).eval().requires_grad_(False))
     if tile == "auto":
         overlap = Embedded(network, tile=None).overlap
         tile = max(_TILE, 2 * overlap) if _TILE % config.fold == 0 else 2 * overlap
@@ -198,7 +199,7 @@ def load(
 
 def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
     """The JSON in a file. Errors: ValueError, one line, that names the file."""
-    said = files.metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
+    said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
     if said is None:
         raise ValueError(f"checkpoint: {path} is no network of the backbone embedded (it does not say {_KEY})")
     try:

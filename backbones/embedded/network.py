@@ -179,7 +179,7 @@ class Network(nn.Module):
                 f"x, x_hat0: shapes {tuple(x.shape)}, {tuple(x_hat0.shape)}; (batch, {c.channels}, H, W) of both, H and W "
                 f"multiples of {c.fold}, is needed"
             )
-        m = self.process._over_batch(t, x)
+        m = self.process.over_batch(t, x)
         n = torch.hypot(c.scale * m.a, m.sigma)
         inverse = torch.where(n > 0, 1 / n, 0.0)
         cos, sin = c.scale * m.a * inverse, torch.where(n > 0, m.sigma * inverse, 1.0)

@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import backbones
 import dosde
-from backbones import images
-from dosde.method import Step
+from backbones import backbone
+from backbones.pictures import io as images
 from dosde.noise import Noise
 from dosde.process import Marginal
 from dosde.solve import Model
+from dosde.step import Step
 
-from . import memory
 from .convert import DTYPES
-from .pipeline import PROMPT, DoSSRPipeline, Prepared
+from .pipeline import PROMPT, DoSSRPipeline
+from .stages import Prepared
+from .tiles import Tiles, check_tile
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Conditioning:
     """What encode knows of a picture and the later stages need."""
 
     made: Prepared
-    tiles: memory.Tiles
+    tiles: Tiles
     grey: bool
 
 
@@ -78,7 +79,7 @@ class DoSSR:
     def encode(self, picture: Tensor, scale: float, noise: Noise | None = None) -> tuple[Tensor, Conditioning]:
         """x_hat0, and I and the hint. noise: what a sampled source is drawn with, before the solve."""
         rgb = picture.expand(-1, 3, -1, -1)
-        tiles = memory.tiles(self.pipe, rgb.shape, scale, self.tile, self.max_memory, self.negative is not None)
+        tiles = self.pipe.tiles_for(rgb.shape, scale, self.tile, self.max_memory, self.negative is not None)
         made = self.pipe.prepare(rgb, scale, self.source, generator=noise, tiles=tiles)
         return made.x_hat0, Conditioning(made, tiles, picture.shape[1] == 1)
 
@@ -115,13 +116,13 @@ def load(
     quiet()
     if not -1e6 < guidance_scale < 1e6:
         raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")
-    place = backbones.device(device)
+    place = backbone.device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():
         pipe = DoSSRPipeline.from_single_file(weights, dtype=kind)
     else:
         pipe = DoSSRPipeline.from_pretrained(weights, dtype=kind)
-    memory.check_tile(pipe, tile)
+    check_tile(pipe.multiple, tile)
     pipe.set_progress_bar_config(disable=not progress)
     pipe.to(place)
     with torch.no_grad():

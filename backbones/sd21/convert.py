@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones import files
-from backbones.files import Tensors
+from backbones import weights
+from backbones.weights import Tensors
 
-from . import checkpoint, folders, layout
-from .checkpoint import Parts
+from . import folders, names
+from .parts import Parts, empty, filled, of_folder, to_parts, to_released
 
 # What CLIP's tokenizer makes of the prompts of the release; 77 of them, filled up with 0.
 TOKENS = {
@@ -53,7 +53,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
             index[component] = library if component in parts.tensors else (None, None)
             if component not in parts.tensors:
                 continue
-            module = checkpoint.empty(component, parts.configs[component])
+            module = empty(component, parts.configs[component])
             tensors = parts.tensors[component]
             (place / component).mkdir()
             if component == "text_encoder":
@@ -61,10 +61,10 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
                 module.config.dtype = next(iter(tensors.values())).dtype
                 module.config.save_pretrained(place / component)
                 tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-                files.write(place / component / "model.safetensors", tensors)
+                weights.write(place / component / "model.safetensors", tensors)
             else:
                 module.save_config(place / component)
-                files.write(place / component / "diffusion_pytorch_model.safetensors", tensors)
+                weights.write(place / component / "diffusion_pytorch_model.safetensors", tensors)
         DoSDEScheduler(**parts.configs["scheduler"]).save_config(place / "scheduler")
         if tokenizer:
             shutil.copytree(tokenizer, place / "tokenizer")
@@ -75,7 +75,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
 
 def check_out(folder: Path) -> None:
     """Errors: ValueError unless a folder can be made there."""
-    if folder.suffix in files.SUFFIXES:
+    if folder.suffix in weights.SUFFIXES:
         raise ValueError(f"--out: {folder}; a folder is needed for a checkpoint")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"--out: {folder}; it exists and is not an empty folder")
@@ -90,14 +90,14 @@ def to_checkpoint(folder: Path, path: Path) -> None:
     if path.suffix not in (".safetensors", ".ckpt"):
         raise ValueError(f"--out: {path}; a file that ends in .safetensors or .ckpt is needed")
     folder = folders.checked(folder)
-    tensors = {name: checkpoint.of_folder(folder, name) for name in layout.PREFIXES if folders.has(folder, name)}
+    tensors = {name: of_folder(folder, name) for name in names.PREFIXES if folders.has(folder, name)}
     unused = folders.unused(folder)
     if not unused:
         from dosde.interop.diffusers import DoSDEScheduler
 
         unused = tables(DoSDEScheduler.from_pretrained(folder / "scheduler"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, checkpoint.to_released(tensors, unused))
+    weights.write(path, to_released(tensors, unused))
 
 
 def parts_of_checkpoint(
@@ -107,7 +107,7 @@ def parts_of_checkpoint(
     base: str | Path | None = None,
 ) -> Parts:
     """A checkpoint in the released layout, with the prompts of the release embedded. See `DoSSRPipeline.from_single_file`."""
-    parts = checkpoint.to_parts(files.read(path), heads_of(original_config))
+    parts = to_parts(weights.read(path), heads_of(original_config))
     configs, tensors = dict(parts.configs), dict(parts.tensors)
     configs["scheduler"] = scheduler_config(parts.unused)
     if preprocessor is not None:
@@ -139,7 +139,7 @@ def start(base: str | Path, preprocessor: str | Path, t1: float = 0.5) -> Parts:
         for name in ("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "latent_channels")
     }
     for component, source in (("controlnet", "unet"), ("hint_encoder", "vae")):
-        own = checkpoint.empty(component, configs[component]).state_dict()
+        own = empty(component, configs[component]).state_dict()
         kind = next(iter(tensors[source].values())).dtype
         tensors[component] = {
             name: tensors[source][name].clone() if name in tensors[source] else torch.zeros(meta.shape, dtype=kind)
@@ -169,8 +169,8 @@ def of_base(folder: Path, component: str) -> tuple[dict[str, Any], Tensors]:
     if component == "text_encoder":
         for name in ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version"):
             config.pop(name, None)
-    tensors = checkpoint.of_folder(folder, component)
-    wanted = {name: tuple(t.shape) for name, t in checkpoint.empty(component, config).state_dict().items()}
+    tensors = of_folder(folder, component)
+    wanted = {name: tuple(t.shape) for name, t in empty(component, config).state_dict().items()}
     for name, shape in wanted.items():
         if name not in tensors:
             raise ValueError(f"--base: {folder / component} has no tensor {name}")
@@ -209,7 +209,7 @@ def with_prompts(parts: Parts) -> Parts:
     config = parts.configs.get("text_encoder")
     if config is None or config.get("vocab_size", 49408) < 49408:
         return parts
-    text = checkpoint.filled("text_encoder", config, parts.tensors["text_encoder"])
+    text = filled("text_encoder", config, parts.tensors["text_encoder"])
     kind = next(iter(parts.tensors["text_encoder"].values())).dtype
     length = config.get("max_position_embeddings", 77)
     tokens = torch.tensor([[*t, *[0] * (length - len(t))] for t in TOKENS.values()])
@@ -223,13 +223,13 @@ def with_prompts(parts: Parts) -> Parts:
     )
 
 
-def heads_of(original_config: str | Path | Mapping[str, Any] | None) -> layout.Heads:
+def heads_of(original_config: str | Path | Mapping[str, Any] | None) -> names.Heads:
     """num_head_channels of the U-Net, and heads of open_clip's text_cfg if it is there, in the YAML (or JSON) of the release.
 
     Errors: ValueError.
     """
     if original_config is None:
-        return layout.Heads()
+        return names.Heads()
     content: Any = original_config
     if not isinstance(content, Mapping):
         import yaml
@@ -243,7 +243,7 @@ def heads_of(original_config: str | Path | Mapping[str, Any] | None) -> layout.H
     for name, found in (("num_head_channels", channels), ("heads of text_cfg", text)):
         if (found is not None or "text" not in name) and (not isinstance(found, int) or found < 1):
             raise ValueError(f"original_config: {name} is {found!r} in it; a positive integer is needed")
-    return layout.Heads(channels, text)
+    return names.Heads(channels, text)
 
 
 def _find(tree: Any, name: str) -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones import files
-from backbones.files import Tensors
+from backbones import weights
+from backbones.weights import Tensors
 
-from . import checkpoint
+from . import parts
 
 UNUSED = "released.safetensors"  # tensors of the released layout that no component uses
 OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # what diffusers users tell the hub
@@ -43,7 +43,7 @@ def checked(name: str | Path, **hub: Any) -> Path:
         if not has(folder, component):
             raise ValueError(f"weights: {folder} lacks {component}/, which its model_index.json names")
         if component not in ("scheduler", "tokenizer"):
-            checkpoint.files_of(folder, component)
+            parts.files_of(folder, component)
     return folder
 
 
@@ -73,11 +73,11 @@ def has(folder: Path, component: str) -> bool:
 
 def unused(folder: Path) -> Tensors:
     """What `write_unused` wrote."""
-    return files.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
+    return weights.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
 
 
 def write_unused(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    files.write(folder / UNUSED, tensors)
+    weights.write(folder / UNUSED, tensors)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from backbones import files
+from backbones import weights
 
 # Names of ESRGAN and BSRGAN -> those of Real-ESRGAN.
 _OLDER = (
@@ -186,7 +186,7 @@ def load(path: str | Path) -> RRDBNet:
 
     Errors: ValueError naming the file where it is broken, holds other things than tensors, or another network.
     """
-    tensors = files.read(path)
+    tensors = weights.read(path)
     try:
         return from_state_dict(tensors)
     except ValueError as error:

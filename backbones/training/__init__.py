@@ -1,4 +1,4 @@
-"""Training: what a low-resolution picture is made of (`degradation`), and the pictures themselves (`data`, `procedural`).
+"""Training: the config, the pictures (`data`), the tasks, the loop.
 
 Nothing here is loaded by `import backbones`. Pillow and OpenCV come with the extra `images`.
 """

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 import dosde
+from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
+from backbones.pictures.degradation import Degradation as DegradationParameters
 from dosde import objective, presets, schedule, shift
 from dosde.prediction import Predicts
 
 from .data import Bundled, Folder, Mixed, Procedural, Samples, Source
-from .degradation import BICUBIC, REAL_ESRGAN
-from .degradation import Degradation as DegradationParameters
 
 
 def _key(default: Any, legal: str, check: Callable[[Any], bool]) -> Any:

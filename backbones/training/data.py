@@ -4,7 +4,7 @@ A source knows how to make the picture of an index from a generator: `Folder`, `
 `Samples` is the data set of a source for torch's DataLoader, with the low-resolution picture where a degradation is given, and
 `Order` the endless, resumable order in which to draw from it:
 
-    >>> from backbones.training.degradation import REAL_ESRGAN
+    >>> from backbones.pictures.degradation import REAL_ESRGAN
     >>> samples = Samples(Procedural(64), REAL_ESRGAN, seed=1)
     >>> {name: tuple(picture.shape) for name, picture in samples[0, 7].items()}  # epoch 0, index 7
     {'hr': (3, 64, 64), 'lr': (3, 16, 16)}
@@ -26,10 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from backbones import images
-
-from . import procedural
-from .degradation import Degradation, apply, sample
+from backbones.pictures import io as images
+from backbones.pictures import procedural
+from backbones.pictures.degradation import Degradation, apply, sample
 
 TRAINED = {
     "skimage": (

@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import dosde
-from backbones.sd21 import checkpoint, folders
+from backbones.sd21 import folders, parts
 from backbones.sd21.backbone import quiet
 from backbones.sd21.pipeline import DoSSRPipeline
+from backbones.weights import read_safetensors, write_safetensors
 from dosde import objective
 
-from . import checkpoints
 from .config import Config, Times, weights
-from .tasks import Batch, Network
+from .task import Batch, Network
 
 
 class SD21:
@@ -78,10 +78,10 @@ class SD21:
         digest = hashlib.sha256(f"{own.weights}\n{own.prompt}".encode()).hexdigest()[:16]
         path = Path(own.cache) / f"prompt_{digest}.safetensors"
         if path.exists():
-            return checkpoints.read(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
+            return read_safetensors(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
         context = pipe.encode_prompt(own.prompt, "sd21.prompt")
         if not dist.is_initialized() or dist.get_rank() == 0:  # one writes
-            checkpoints.write(path, {"context": context}, {})
+            write_safetensors(path, {"context": context}, {})
         return context
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
@@ -95,7 +95,7 @@ class SD21:
             if not cached.path(number).exists():
                 sample = cached.source(number)
                 moments, z_hat0 = self.encoded(*(sample[name][None].to(self.context.device) for name in ("hr", "lr")))
-                checkpoints.write(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
+                write_safetensors(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
         if not self.config.validation.every:  # nothing needs them any more
             for module in (self.pipe.vae, self.pipe.hint_encoder, self.pipe.preprocessor):
                 if module is not None:
@@ -115,7 +115,7 @@ class SD21:
     def encoded(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of HR's posterior, joined, and z_hat0, of pictures in [0, 1]."""
         pipe, size = self.pipe, list(hr.shape[-2:])
-        moments = pipe._moments(pipe.vae, "source", hr, None)
+        moments = pipe.moments(pipe.vae, "source", hr, None)
         larger = lr
         if pipe.preprocessor is not None:
             grows = int(pipe.preprocessor.config.scale)
@@ -128,7 +128,7 @@ class SD21:
         else:
             moments, z_hat0 = self.encoded(batch["hr"], batch["lr"])
         wanted, z = self.config.objective, batch["noise0"]
-        z0 = self.pipe._latent(moments, batch["noise1"], None)
+        z0 = self.pipe.latent(moments, batch["noise1"], None)
         t = self.times(batch["part"])
         value = self.net(network, self.process.sample(z0, z_hat0, t, z), z_hat0, t)
         w = weights(self.process, wanted, self.times, t)
@@ -164,7 +164,7 @@ class SD21:
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it."""
-        controlnet = checkpoint.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
+        controlnet = parts.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
         before, path = self.pipe._folder, folder / "pipeline"
         assert before is not None
         shutil.rmtree(path, ignore_errors=True)
@@ -209,7 +209,7 @@ class Cached(Dataset[Batch]):
             os.replace(part, path)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
-        return checkpoints.read(self.path(key[1]))[0]
+        return read_safetensors(self.path(key[1]))[0]
 
 
 def _resized(picture: Tensor, size: list[int]) -> Tensor:

@@ -12,7 +12,6 @@ with the plan, the conversion to x_theta and the operations of `solve`, so that 
 This interface has a state, which the rest of the package has not: a plan, the index of the next step, past x_theta.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,24 +23,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from dosde import expansion, grid, method, presets, schedule, shift
-from dosde.method import Method, Step
+from dosde import check, expansion, grid, method, presets, recipe, schedule, shift
+from dosde.check import Refused, RefusedType
 from dosde.noise import Independent
+from dosde.plan import applied, marginals
 from dosde.prediction import Predicts, combine, to_x0
-from dosde.process import Process
-from dosde.solve import (
-    _advance,
-    _check_finite,
-    _check_source,
-    _count,
-    _described,
-    _marginals,
-    _noised,
-    _plan,
-    _state_dtype,
-    _sum,
-    _version,
-)
+from dosde.process import Process, state_dtype
+from dosde.solve import advanced, noised
+from dosde.step import Method, Step
 
 _SHIFTS = ("dossr", "cosine", "linear", "none")
 _SPACINGS = ("dossr", "uniform", "few_step", "spaced", "linspace", "leading", "trailing")
@@ -51,7 +40,7 @@ _PLAIN = {"dos": (method.dos, 3), "resshift": (method.resshift, 1)}  # with the 
 _EXPANDED: dict[str, Callable[..., list[Step]]] = {
     "adams": method.adams,
     "ode": method.ode,
-    "chain": functools.partial(method.adams, tau=method.chain),
+    "chain": method.using(method.adams, tau=method.chain),
 }
 _SOLVERS = (*_PLAIN, *_EXPANDED, "few_step")
 
@@ -128,15 +117,15 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timestep_spacing: str | None = None,
         steps_offset: int = 1,
     ) -> None:
-        _one_of("shift", shift, _SHIFTS)
-        _count("num_train_timesteps", num_train_timesteps)
-        _count("solver_order", solver_order)
+        check.one_of("shift", shift, _SHIFTS)
+        check.count("num_train_timesteps", num_train_timesteps)
+        check.count("solver_order", solver_order)
         if timestep_spacing is not None:
-            _one_of("timestep_spacing", timestep_spacing, _SPACINGS)
+            check.one_of("timestep_spacing", timestep_spacing, _SPACINGS)
         if scale is None and "few_step" in (solver, timestep_spacing):
-            raise ValueError("scale: None; few_step needs the std of x0 given x_hat0 per element, a positive number")
+            raise Refused("scale", None, "few_step needs the std of x0 given x_hat0 per element, a positive number", "None")
         if isinstance(steps_offset, bool) or not isinstance(steps_offset, int) or steps_offset < 0:
-            raise ValueError(f"steps_offset: {steps_offset!r}; an integer >= 0 is needed")
+            raise Refused("steps_offset", steps_offset, "an integer >= 0 is needed")
         self.predicts: Predicts = _predicts(prediction_type)
         self.process = Process(
             schedule.from_alphas_cumprod(
@@ -157,11 +146,21 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._recipe() == other._recipe()
+
+    def __hash__(self) -> int:
+        return hash(self._recipe())
+
+    def _recipe(self) -> object:
+        """The arguments, of which the state of a loop is no part."""
+        return recipe.key({name: value for name, value in self.config.items() if not name.startswith("_")})
+
     # -- The problem, as `solve` takes it -------------------------------------------------------------------------
 
     def times(self, num_inference_steps: int) -> Tensor:
         """steps + 1 decreasing times, the grid of `solve`."""
-        steps = _count("num_inference_steps", num_inference_steps)
+        steps = check.count("num_inference_steps", num_inference_steps)
         spacing = self.config.timestep_spacing or _default_spacing(self.config)
         T, t1 = len(self), self.config.t1
         if spacing == "dossr":
@@ -172,7 +171,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return grid.few_step(self.config.scale)(self.process, steps)
         most = math.floor(self.process.t1 * T + 1e-9)
         if steps > most:
-            raise ValueError(f"num_inference_steps: {steps}; at most {most} is needed, the number of indices below t1")
+            raise Refused("num_inference_steps", steps, f"at most {most} is needed, the number of indices below t1")
         if spacing == "leading":
             index = torch.arange(steps, dtype=torch.float64).flip(0) * (most // steps) + self.config.steps_offset
         elif spacing == "trailing":
@@ -217,7 +216,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         times = self.times(num_inference_steps)
         if x_hat0 is not None:
-            _check_source(x_hat0, self.process)
+            check.source(x_hat0, self.process.field_shape)
         numbers = [self.model_time(t) for t in times[:-1]]
         integer = all(number == round(number) for number in numbers)
         timesteps = torch.tensor(numbers, dtype=torch.int64 if integer else torch.float32, device="cpu")
@@ -232,7 +231,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Makes the solve begin at timesteps[begin_index], as on a grid that begins there."""
         times = self._set("set_begin_index")
         if isinstance(begin_index, bool) or not isinstance(begin_index, int) or not 0 <= begin_index < len(times) - 1:
-            raise ValueError(f"begin_index: {begin_index!r}; 0 to {len(times) - 2} is needed")
+            raise Refused("begin_index", begin_index, f"0 to {len(times) - 2} is needed")
         self._replan(times, begin_index)
         self._forget()
         self._begin_index = begin_index
@@ -246,8 +245,8 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._set("start")
         source = self._source(noise)
         if not isinstance(noise, Tensor) or noise.shape != source.shape or not noise.is_floating_point():
-            raise ValueError(f"noise: {_described(noise)}; a floating tensor like x_hat0, {_described(source)}, is needed")
-        x = _noised(self._start, source.to(_state_dtype(source)), noise.to(source.device))
+            raise Refused("noise", noise, f"a floating tensor like x_hat0, {check.form(source)}, is needed", check.form(noise))
+        x = noised(self._start, source.to(state_dtype(source)), noise.to(source.device))
         return self._rounded(x, source.dtype)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor, source: Tensor | None = None) -> Tensor:
@@ -261,25 +260,25 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 continue
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != original_samples.shape:
                 shape = f"shape {tuple(original_samples.shape)}" if isinstance(original_samples, Tensor) else "(batch, ...)"
-                raise ValueError(f"{name}: {_described(value)}; a floating tensor of {shape} is needed")
+                raise Refused(name, value, f"a floating tensor of {shape} is needed", check.form(value))
         numbers = self._table(timesteps, len(original_samples))
         start = self._numbers[self._begin_index or 0] if self._times is not None and self._step_index is None else None
         first = set(numbers) == {start}
         if source is None and self._adopts and first:
-            _check_source(original_samples, self.process)
+            check.source(original_samples, self.process.field_shape)
             self.x_hat0 = original_samples
         source = self.x_hat0 if source is None else source
         if source is None and self._shifted:
-            raise ValueError("source: None, and no x_hat0 is set; with a shift, the source in the shape of x0 is needed")
+            raise Refused("source", None, "with a shift, the source in the shape of x0 is needed", "None, and no x_hat0 is set")
         if source is not None and source.shape != original_samples.shape:
-            raise ValueError(f"source: {_described(source)}; the shape of x0, {tuple(original_samples.shape)}, is needed")
-        x0 = original_samples.to(_state_dtype(original_samples))
+            raise Refused("source", source, f"the shape of x0, {tuple(original_samples.shape)}, is needed", check.form(source))
+        x0 = original_samples.to(state_dtype(original_samples))
         if first:
             m = self._start
         else:
             times = torch.tensor([(n + 1) / len(self) for n in numbers], dtype=torch.float64, device="cpu")
-            m = self.process._over_batch(times[0] if len(set(numbers)) == 1 else times, x0)
-        x = _noised(m, x0, noise.to(x0.device))
+            m = self.process.over_batch(times[0] if len(set(numbers)) == 1 else times, x0)
+        x = noised(m, x0, noise.to(x0.device))
         if source is not None and self._shifted:  # 0 where x0 is the source, so that this is `start` to the bit
             x = x + m.b.to(x) * (source.to(x) - x0)
         return self._rounded(x, original_samples.dtype) if first else x.to(original_samples.dtype)
@@ -309,22 +308,22 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             *((("variance_noise", variance_noise, sample),) if variance_noise is not None else ()),
         ):
             if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != like.shape:
-                raise ValueError(f"{name}: {_described(value)}; a floating tensor of shape {tuple(like.shape)} is needed")
+                raise Refused(name, value, f"a floating tensor of shape {tuple(like.shape)} is needed", check.form(value))
             if value.device != sample.device:
-                raise ValueError(f"{name}: {_described(value)}; the device of sample, {sample.device}, is needed")
+                raise Refused(name, value, f"the device of sample, {sample.device}, is needed", check.form(value))
         step, coefficients = self.plan[index - begin], self._coefficients[index - begin]
         fresh = Independent(generator)
 
-        x = self._unrounded(sample).to(torch.promote_types(sample.dtype, _state_dtype(source)))
+        x = self._unrounded(sample).to(torch.promote_types(sample.dtype, state_dtype(source)))
         source = source.to(x)
         # A copy where it would be the network's own buffer: compiled ones write their next output to it.
         x_theta = model_output.clone() if self.predicts == "x0" else combine(model_output, x, source, coefficients)
         past = [x_theta, *self._past]
-        sums = [*self._sums, _sum(x_theta.detach())]
-        x = x.clone()
-        _advance(x, source, past, step, fresh if variance_noise is None else lambda *_: variance_noise)
+        sums = [*self._sums, check.total(x_theta.detach())]
+        draw = fresh if variance_noise is None else lambda *_: variance_noise
+        x = advanced(x.clone(), source, past, step, draw)
         if index == len(self._numbers) - 1:
-            _check_finite(sums, _sum(x.detach()), [step.t for step in self.plan])
+            check.finite(sums, check.total(x.detach()), [step.t for step in self.plan])
         self._past, self._sums, self._step_index = past[: self._kept - 1], sums, index + 1
         prev_sample = self._rounded(x, sample.dtype)
         estimate = x_theta.to(sample.dtype, copy=True)  # not the one that is kept
@@ -334,11 +333,11 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _replan(self, times: Tensor, begin: int) -> None:
         steps = len(times) - 1 - begin
-        marginals = _marginals(self.process, steps, times[begin:])
-        plan = _plan(marginals, self.order_for(steps), self.method)
+        points = marginals(self.process, steps, times[begin:])
+        plan = applied(self.method, points, self.order_for(steps))
         parts = (to_x0(self.predicts, self.process(step.t)) for step in plan)
         self._coefficients = [tuple(part.item() for part in three) for three in parts]  # errors where they are undefined
-        self._start, self.plan, self._kept = marginals[0], plan, max(len(step.new) for step in plan)
+        self._start, self.plan, self._kept = points[0], plan, max(len(step.new) for step in plan)
 
     def _forget(self) -> None:
         """What a loop has left."""
@@ -347,21 +346,23 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _set(self, caller: str) -> Tensor:
         if self._times is None:
-            raise ValueError(f"{caller}: no timesteps are set; call set_timesteps(num_inference_steps, device, x_hat0) before")
+            raise Refused(
+                caller, None, "call set_timesteps(num_inference_steps, device, x_hat0) before", "no timesteps are set"
+            )
         return self._times
 
     def _source(self, like: Tensor) -> Tensor:
         if self.x_hat0 is not None:
             return self.x_hat0
         if self._shifted:
-            raise ValueError("x_hat0: None with a shift; set_timesteps(num_inference_steps, device, x_hat0) is needed")
+            raise Refused("x_hat0", None, "set_timesteps(num_inference_steps, device, x_hat0) is needed", "None with a shift")
         if not isinstance(like, Tensor):
-            raise TypeError(f"sample, noise: {_described(like)}; a floating tensor is needed")
+            raise RefusedType("sample, noise", like, "a floating tensor is needed", check.form(like))
         return torch.zeros_like(like)
 
     def _rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         rounded = x.to(dtype)
-        self._exact = None if x.dtype == dtype else (rounded, _version(rounded), x)
+        self._exact = None if x.dtype == dtype else (rounded, check.writes(rounded), x)
         return rounded
 
     def _unrounded(self, sample: Tensor) -> Tensor:
@@ -369,7 +370,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._exact is None:
             return sample
         returned, version, x = self._exact
-        same = returned is sample and version == _version(sample)
+        same = returned is sample and version == check.writes(sample)
         if same and sample.is_inference():  # which count no writes
             same = torch.equal(sample, x.to(sample.dtype))
         return x if same else sample
@@ -377,7 +378,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _check_next(self, timestep: float | Tensor, index: int) -> None:
         steps = len(self._numbers)
         if index == steps:
-            raise ValueError(f"timestep: {timestep}; all {steps} steps are done, set_timesteps begins anew")
+            raise Refused("timestep", timestep, f"all {steps} steps are done, set_timesteps begins anew")
         if isinstance(timestep, Tensor) and timestep.numel() == 1:
             own = self.timesteps
             same = timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
@@ -386,44 +387,39 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         try:
             given = float(timestep)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"timestep: {_described(timestep)}; one number, an element of timesteps, is needed") from None
+            raise RefusedType(
+                "timestep", timestep, "one number, an element of timesteps, is needed", check.form(timestep)
+            ) from None
         expected = self._numbers[index]
         if not abs(given - expected) <= 1e-3:
-            raise ValueError(
-                f"timestep: {given:g}; {expected:g} is needed, the next (timesteps[{index}]): steps go in order, from "
-                "timesteps[0] or set_begin_index(...) on"
-            )
+            order = "steps go in order, from timesteps[0] or set_begin_index(...) on"
+            raise Refused("timestep", given, f"{expected:g} is needed, the next (timesteps[{index}]): {order}", f"{given:g}")
 
     def _table(self, timesteps: Tensor, batch: int) -> list[float]:
         """Timesteps as numbers, one a sample. Errors: ValueError."""
         numbers = torch.as_tensor(timesteps).detach().reshape(-1).tolist()
         if len(numbers) not in (1, batch):
-            raise ValueError(f"timesteps: {len(numbers)} of them; 1, or {batch}, one a sample, is needed")
+            raise Refused("timesteps", len(numbers), f"1, or {batch}, one a sample, is needed", f"{len(numbers)} of them")
         if not all(0 <= n <= len(self) - 1 for n in numbers):
-            raise ValueError(f"timesteps: {numbers}; numbers from 0 to {len(self) - 1} are needed")
+            raise Refused("timesteps", numbers, f"numbers from 0 to {len(self) - 1} are needed")
         return numbers * batch if len(numbers) == 1 else numbers
 
 
 # -- From a config to the values of the package ---------------------------------------------------------------------------
 
 
-def _one_of(name: str, value: object, names: Sequence[str]) -> None:
-    if value not in names:
-        raise ValueError(f"{name}: {value!r}; one of {', '.join(names)} is needed")
-
-
 def _predicts(name: str) -> Predicts:
     known = (*(kind for kind in get_args(Predicts) if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
-    _one_of("prediction_type", name, known)
+    check.one_of("prediction_type", name, known)
     kind: Predicts = _THEIR_NAMES.get(name, name)  # type: ignore[assignment]
     return kind
 
 
 def _listed(name: str, values: Sequence[float], T: int) -> Tensor:
     if not isinstance(values, list | tuple):
-        raise TypeError(f"{name}: {_described(values)}; a list of {T} numbers is needed")
+        raise RefusedType(name, values, f"a list of {T} numbers is needed", check.form(values))
     if len(values) != T:
-        raise ValueError(f"{name}: {len(values)} values with num_train_timesteps = {T}; as many are needed")
+        raise Refused(name, len(values), "as many are needed", f"{len(values)} values with num_train_timesteps = {T}")
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
@@ -432,11 +428,11 @@ def _betas(T: int, first: float, last: float, name: str, trained: Sequence[float
         betas = _listed("trained_betas", trained, T)
         if not ((betas > 0) & (betas < 1)).all():
             i = int((~((betas > 0) & (betas < 1))).nonzero()[0])
-            raise ValueError(f"trained_betas: {betas[i]:g} at index {i}; numbers between 0 and 1 are needed")
+            raise Refused("trained_betas", betas[i], "numbers between 0 and 1 are needed", f"{betas[i]:g} at index {i}")
         return betas
-    _one_of("beta_schedule", name, ("scaled_linear", "linear"))
+    check.one_of("beta_schedule", name, ("scaled_linear", "linear"))
     if not 0 < first < last < 1:
-        raise ValueError(f"beta_start, beta_end: {first}, {last}; 0 < beta_start < beta_end < 1 is needed")
+        raise Refused("beta_start, beta_end", first, "0 < beta_start < beta_end < 1 is needed", f"{first}, {last}")
     if name == "linear":
         return torch.linspace(first, last, T, dtype=torch.float64, device="cpu")
     return torch.linspace(math.sqrt(first), math.sqrt(last), T, dtype=torch.float64, device="cpu") ** 2
@@ -444,7 +440,7 @@ def _betas(T: int, first: float, last: float, name: str, trained: Sequence[float
 
 def _shift(T: int, name: str, t1: float, trained: Sequence[float] | None) -> shift.Shift:
     if isinstance(t1, bool) or not isinstance(t1, int | float) or not 0 < t1 <= 1:
-        raise ValueError(f"t1: {t1!r}; a time in (0, 1] is needed")
+        raise Refused("t1", t1, "a time in (0, 1] is needed")
     if trained is not None:
         return shift.from_table(_listed("trained_etas", trained, T))
     makers: dict[str, Callable[[], shift.Shift]] = {
@@ -457,16 +453,18 @@ def _shift(T: int, name: str, t1: float, trained: Sequence[float] | None) -> shi
 
 
 def _method(solver: str, scale: float | None, tau: float | None, corrector: bool, variable: str) -> Method:
-    _one_of("solver", solver, _SOLVERS)
-    _one_of("variable", variable, tuple(_VARIABLES))
+    check.one_of("solver", solver, _SOLVERS)
+    check.one_of("variable", variable, tuple(_VARIABLES))
     if tau is not None and solver not in ("adams", "few_step"):
-        raise ValueError(f"tau: {tau} with solver = {solver!r}; None is needed, adams and few_step take one")
+        raise Refused("tau", tau, "None is needed, adams and few_step take one", f"{tau} with solver = {solver!r}")
     if tau is not None:
-        method._check_tau(tau)
+        check.tau(tau)
     if solver not in _EXPANDED and (corrector or variable != "lam"):
-        raise ValueError(
-            f"corrector, variable: {corrector}, {variable!r} with solver = {solver!r}; False and 'lam' are needed, "
-            f"{', '.join(_EXPANDED)} take others (few_step corrects by itself)"
+        raise Refused(
+            "corrector, variable",
+            corrector,
+            f"False and 'lam' are needed, {', '.join(_EXPANDED)} take others (few_step corrects by itself)",
+            f"{corrector}, {variable!r} with solver = {solver!r}",
         )
     if solver == "few_step":
         assert scale is not None
@@ -474,7 +472,7 @@ def _method(solver: str, scale: float | None, tau: float | None, corrector: bool
     if solver in _PLAIN:
         return _PLAIN[solver][0]
     options: dict[str, Any] = {} if tau is None else {"tau": tau}
-    return functools.partial(_EXPANDED[solver], variable=_VARIABLES[variable], corrector=corrector, **options)
+    return method.using(_EXPANDED[solver], variable=_VARIABLES[variable], corrector=corrector, **options)
 
 
 def _default_spacing(config: Mapping[str, Any]) -> str:

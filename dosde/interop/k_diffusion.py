@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dosde import check
+from dosde.check import Refused, RefusedType
 from dosde.expansion import log_lam
-from dosde.method import Coefficient, Method, adams
+from dosde.method import adams, using
 from dosde.noise import Independent
 from dosde.prediction import Denoiser
-from dosde.process import Process
+from dosde.process import Process, process_of
 from dosde.schedule import ve
 from dosde.shift import none
-from dosde.solve import Model, _check_source, _described, _process_of, solve
+from dosde.solve import Model, solve
+from dosde.step import Coefficient, Method
 
-_in_log_lam = functools.partial(adams, variable=log_lam)  # their grids end with a long step to 0, of first order in this
+_in_log_lam = using(adams, variable=log_lam)  # their grids end with a long step to 0, of first order in this
 
 
 def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) -> Callable[..., Tensor]:
@@ -48,12 +51,13 @@ def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) ->
     >>> print(f"{f(x_hat0, torch.tensor([1.387])).mean():.4f}")  # lam is 1.387 at t = 0.25
     0.2500
     """
-    if not callable(model) or isinstance(model, type):
-        raise TypeError(f"model: {_described(model)}; a function (x, x_hat0, t) -> x_theta is needed")
-    process = _process_of(model, process)
-    _check_source(x_hat0, process)
+    check.function("model", model, "a function (x, x_hat0, t) -> x_theta is needed", check.form(model))
+    process = process_of(model, process)
+    check.source(x_hat0, process.field_shape)
     if process.field_shape:
-        raise ValueError(f"process: eta is a field of shape {process.field_shape}; one lam for all of x is needed")
+        raise Refused(
+            "process", process.field_shape, "one lam for all of x is needed", f"eta is a field of shape {process.field_shape}"
+        )
     most = float(process(process.t1).lam)
 
     @functools.lru_cache(maxsize=4096)
@@ -63,14 +67,14 @@ def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) ->
             sigma = most
         try:
             t = process.time(sigma)
-        except ValueError as error:
-            raise ValueError(f"sigma: {sigma:g}, as {error}") from None
+        except Refused as error:
+            raise Refused("sigma", sigma, error.needed, f"{sigma:g}, as lam: {error.shown}") from None
         m = process(t)
         return t, m.a.item(), m.b.item()
 
     def f(y: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         if not isinstance(y, Tensor) or y.shape != x_hat0.shape or not y.is_floating_point():
-            raise ValueError(f"y: {_described(y)}; a floating tensor of shape {tuple(x_hat0.shape)}, that of x_hat0, is needed")
+            raise Refused("y", y, f"a floating tensor of shape {tuple(x_hat0.shape)}, that of x_hat0, is needed", check.form(y))
         t, a, b = place(_one_value(sigma, len(y)))
         dtype = torch.promote_types(torch.promote_types(y.dtype, x_hat0.dtype), torch.float32)
         x = a * y.to(dtype) + b * x_hat0.to(dtype)
@@ -78,8 +82,8 @@ def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) ->
             x = x.to(x_hat0.dtype)
         x_theta = model(x, x_hat0, t, **extra_args)
         if not isinstance(x_theta, Tensor) or x_theta.shape != y.shape or not x_theta.is_floating_point():
-            what = f"{_described(x_theta)} at sigma = {sigma[0]:g}, t = {t:g}"
-            raise ValueError(f"model: returned {what}; a floating tensor of shape {tuple(y.shape)} is needed")
+            what = f"{check.form(x_theta)} at sigma = {sigma[0]:g}, t = {t:g}"
+            raise Refused("model", x_theta, f"a floating tensor of shape {tuple(y.shape)} is needed", f"returned {what}")
         return x_theta.to(y.dtype)
 
     return f
@@ -114,12 +118,12 @@ def sample_dosde(
     """
     levels = _checked_levels(sigmas)
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x: {_described(x)}; a floating tensor is needed")
+        raise RefusedType("x", x, "a floating tensor is needed", check.form(x))
     if x.ndim < 1 or x.numel() == 0 or not bool(x.isfinite().all()):
-        raise ValueError(f"x: {_described(x)}; a batch of at least one element, all finite, is needed")
+        raise Refused("x", x, "a batch of at least one element, all finite, is needed", check.form(x))
     for name, value in (("model", model), ("callback", callback), ("noise_sampler", noise_sampler)):
         if not (callable(value) or (value is None and name != "model")):
-            raise TypeError(f"{name}: {_described(value)}; a function is needed")
+            raise RefusedType(name, value, "a function is needed", check.form(value))
     largest, ones = levels[0], x.new_ones(len(x))
     independent = Independent()
 
@@ -139,8 +143,8 @@ def sample_dosde(
         i = at(1 / math.sqrt(u))
         z = noise_sampler(sigmas[i], sigmas[i + 1])
         if not isinstance(z, Tensor) or z.shape != like.shape or not z.is_floating_point():
-            raise ValueError(
-                f"noise_sampler: returned {_described(z)}; a floating tensor of shape {tuple(like.shape)} is needed"
+            raise Refused(
+                "noise_sampler", z, f"a floating tensor of shape {tuple(like.shape)} is needed", f"returned {check.form(z)}"
             )
         return z
 
@@ -165,20 +169,20 @@ def sample_dosde(
 def _one_value(sigma: Tensor, batch: int) -> float:
     """Errors: ValueError unless sigma is (batch,) and one number, for t is one."""
     if not isinstance(sigma, Tensor) or sigma.shape != (batch,):
-        raise ValueError(f"sigma: {_described(sigma)}; a tensor of shape ({batch},) is needed")
+        raise Refused("sigma", sigma, f"a tensor of shape ({batch},) is needed", check.form(sigma))
     values: list[float] = sigma.tolist()
     if any(value != values[0] for value in values):
-        raise ValueError(f"sigma: {values}; one value for the whole batch is needed")
+        raise Refused("sigma", values, "one value for the whole batch is needed")
     return values[0]
 
 
 def _checked_levels(sigmas: Tensor) -> list[float]:
     """sigmas as float64 numbers. Errors: TypeError, ValueError."""
     if not isinstance(sigmas, Tensor) or not sigmas.is_floating_point():
-        raise TypeError(f"sigmas: {_described(sigmas)}; a 1-D floating tensor is needed")
+        raise RefusedType("sigmas", sigmas, "a 1-D floating tensor is needed", check.form(sigmas))
     if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ValueError(f"sigmas: shape {tuple(sigmas.shape)}; a 1-D tensor of at least two is needed")
+        raise Refused("sigmas", tuple(sigmas.shape), "a 1-D tensor of at least two is needed", f"shape {tuple(sigmas.shape)}")
     levels: list[float] = sigmas.tolist()
     if not (levels[-1] >= 0 and levels[0] < math.inf and all(s > t for s, t in pairwise(levels))):
-        raise ValueError(f"sigmas: {levels}; they must decrease, from a finite one to one >= 0")
+        raise Refused("sigmas", levels, "they must decrease, from a finite one to one >= 0")
     return levels

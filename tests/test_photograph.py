@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 import backbones
-from backbones import gaussian, photo
+from backbones.exact import gaussian, photograph
 
 PHOTO = Path(__file__).parents[1] / "benchmarks" / "data" / "chelsea.png"
 
 
-def photograph():
+def chelsea():
     image = Image.open(PHOTO)
     small = image.resize((64, 64), Image.Resampling.BICUBIC)
     tensor = [torch.from_numpy(np.array(i)).permute(2, 0, 1)[None] / 255 for i in (image, small)]
@@ -30,42 +30,42 @@ def test_the_transfer_of_bicubic_downsampling_is_pillows():
         expected = np.cos(np.pi * (np.arange(n) + 0.5) * k / n)
         inner = slice(8, -8)  # Pillow cuts its kernel off at the border, the model mirrors the picture
         transfer = (small[inner] * expected[inner]).sum() / (expected[inner] ** 2).sum()
-        assert transfer == pytest.approx(float(photo._blur(torch.tensor([rho]))), abs=0.01)
+        assert transfer == pytest.approx(float(photograph._blur(torch.tensor([rho]))), abs=0.01)
 
 
 def test_the_fit_finds_the_power_law():
     h = w = 96
     rho = torch.sqrt((torch.arange(h) / h)[:, None] ** 2 + (torch.arange(w) / w) ** 2).clamp(min=0.5 / h)
     z = torch.randn(1, 3, h, w) * (0.02 * rho**-2.5).sqrt()
-    A, beta = photo._fit(z, torch.ones(h, w), 1e-9)
+    A, beta = photograph._fit(z, torch.ones(h, w), 1e-9)
     assert A.flatten().tolist() == pytest.approx([0.02] * 3, rel=0.15)
     assert beta.flatten().tolist() == pytest.approx([2.5] * 3, abs=0.15)
 
 
 def test_the_posterior_is_bayes_for_each_mode():
     """Mean and variance of x | z with z = K x + n, from the precision form, at a mode below Nyquist; the prior above."""
-    _, small = photograph()
-    backbone = photo.StationaryGaussian()
+    _, small = chelsea()
+    backbone = photograph.StationaryGaussian()
     x_hat0, posterior = backbone.encode(small, 4)
     z = gaussian.dct2(x_hat0)
     assert torch.allclose(z[..., 64:, :], torch.zeros(()), atol=1e-4)
-    A, beta = photo._fit(
+    A, beta = photograph._fit(
         z[..., :64, :64],
-        photo._blur(torch.arange(64) / 64)[:, None] * photo._blur(torch.arange(64) / 64),
-        photo._ROUNDING * 16,
+        photograph._blur(torch.arange(64) / 64)[:, None] * photograph._blur(torch.arange(64) / 64),
+        photograph._ROUNDING * 16,
     )
     y, x = 20, 31
     rho = (y**2 + x**2) ** 0.5 / 64
-    K = float(photo._blur(torch.tensor([y / 64])) * photo._blur(torch.tensor([x / 64])))
+    K = float(photograph._blur(torch.tensor([y / 64])) * photograph._blur(torch.tensor([x / 64])))
     prior = (A * rho**-beta)[0, :, 0, 0]
     variance, mean = posterior.variance[0, :, y, x], posterior.mean[0, :, y, x]
     noise = 1 / (1 / variance - 1 / prior) * K**2  # from 1/variance = 1/S + K^2/n^2
     y, x = y / 64, x / 64
     folded = 0.0
     for q, p in ((2 - y, x), (y, 2 - x), (2 - y, 2 - x)):  # the frequencies that downsampling folds onto this one
-        k = float(photo._blur(torch.tensor([q])) * photo._blur(torch.tensor([p])))
+        k = float(photograph._blur(torch.tensor([q])) * photograph._blur(torch.tensor([p])))
         folded = folded + k**2 * (A * (q**2 + p**2) ** (-beta / 2))[0, :, 0, 0]
-    assert torch.allclose(noise, photo._ROUNDING * 16 + folded, rtol=1e-3)
+    assert torch.allclose(noise, photograph._ROUNDING * 16 + folded, rtol=1e-3)
     y, x = 20, 31
     assert torch.allclose(mean, variance * K / noise * z[0, :, y, x], rtol=1e-3, atol=1e-4)
     above = (A * (70**2 / 64**2 + 1) ** (-beta / 2))[0, :, 0, 0]
@@ -74,7 +74,7 @@ def test_the_posterior_is_bayes_for_each_mode():
 
 
 def test_one_call_is_the_posterior_mean_and_beats_bicubic():
-    truth, small = photograph()
+    truth, small = chelsea()
     backbone = backbones.load("gaussian")
     mean = backbones.upscale(backbone, small, 4, 1, 1)
     posterior = backbone.encode(small, 4)[1]
@@ -85,7 +85,7 @@ def test_one_call_is_the_posterior_mean_and_beats_bicubic():
 
 
 def test_its_samples_have_more_power_above_nyquist_than_bicubic_and_about_that_of_the_photograph():
-    truth, small = photograph()
+    truth, small = chelsea()
     sample = backbones.upscale(backbones.load("gaussian"), small, 4, 5, 3, noise=torch.Generator().manual_seed(0))
 
     def high(picture):

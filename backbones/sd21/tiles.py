@@ -12,17 +12,13 @@ and the picture itself is held whole: I, the result, and what the colour fix nee
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from .pipeline import DoSSRPipeline
 
 _CGROUP = Path("/sys/fs/cgroup")
 _BUFFERS = 5  # pictures of the size of the output, float32
@@ -41,38 +37,41 @@ class Tiles:
 
 
 def tiles(
-    pipe: "DoSSRPipeline",
     shape: Sequence[int],
     scale: float,
     tile: int | str | None = "auto",
     max_memory: float | None = None,
-    guided: bool = False,
+    *,
+    costs: Mapping[str, float],
+    multiple: int,
+    grows: int,
+    device: torch.device,
 ) -> Tiles:
     """The tiles for pictures of a shape (batch, channels, height, width). max_memory: bytes, beside the weights.
 
+    costs: bytes a pixel of the output of each stage. multiple: of which the sides are. grows: the preprocessor's own factor.
+    device: where memory must be free, if max_memory is None.
     Errors: ValueError for a tile, or a memory, that is too small.
     """
-    check_tile(pipe, tile)
+    check_tile(multiple, tile)
     given: object = max_memory
     if given is not None and not (isinstance(given, Real) and 0 < float(given) < inf):
         raise ValueError(f"max_memory: {max_memory!r}; a number of bytes above 0, or None, is needed")
     if tile is None:
         return Tiles()
     if not isinstance(tile, str):
-        side = int(tile) // pipe.multiple * pipe.multiple
+        side = int(tile) // multiple * multiple
         return Tiles(side, side, side, side)
     batch, _, *sides = shape
-    # The preprocessor enlarges by a factor of its own.
-    grows = 1 if pipe.preprocessor is None else pipe.preprocessor.config.scale
-    out = [-(-max(1, round(side * scale)) // pipe.multiple) * pipe.multiple for side in sides]
+    out = [-(-max(1, round(side * scale)) // multiple) * multiple for side in sides]
     pixels = max(out[0] * out[1], sides[0] * sides[1] * grows**2)
-    budget = free(pipe._execution_device) * _SPARE if max_memory is None else max_memory
+    budget = free(device) * _SPARE if max_memory is None else max_memory
     left = budget - _BUFFERS * 12 * batch * pixels
-    least = 4 * pipe.multiple
+    least = 4 * multiple
     found: dict[str, int | None] = {}
-    for stage, bytes_a_pixel in costs(pipe, guided).items():
+    for stage, bytes_a_pixel in costs.items():
         whole = [side * grows for side in sides] if stage == "preprocess" else out
-        most = min(_MOST[stage], int((max(left, 0) / (batch * bytes_a_pixel)) ** 0.5)) // pipe.multiple * pipe.multiple
+        most = min(_MOST[stage], int((max(left, 0) / (batch * bytes_a_pixel)) ** 0.5)) // multiple * multiple
         side = min(least, max(whole))
         if most < side:
             need = _BUFFERS * 12 * batch * pixels + batch * bytes_a_pixel * side**2
@@ -85,27 +84,12 @@ def tiles(
     return Tiles(**found)
 
 
-def check_tile(pipe: "DoSSRPipeline", tile: object) -> None:
+def check_tile(multiple: int, tile: object) -> None:
     """Errors: ValueError unless it is "auto", None, or a side that the networks can take."""
-    least = 2 * pipe.multiple
+    least = 2 * multiple
     if tile is None or tile == "auto" or (not isinstance(tile, bool) and isinstance(tile, Integral) and int(tile) >= least):
         return
     raise ValueError(f"tile: {tile!r}; 'auto', None, or a side of at least {least} pixels of the output is needed")
-
-
-def costs(pipe: "DoSSRPipeline", guided: bool = False) -> dict[str, float]:
-    """Bytes a pixel of the output of each stage, in the order that they run."""
-    vae, unet = pipe.vae, pipe.unet
-    first, wide = vae.config.block_out_channels[0], unet.config.block_out_channels[0]
-    cost = {
-        "encode": 12.0 * first * vae.dtype.itemsize,
-        "solve": 520.0 * wide * (2 if guided else 1) / pipe.factor**2,
-        "decode": 15.0 * first * vae.dtype.itemsize,
-    }
-    if pipe.preprocessor is not None:
-        net = pipe.preprocessor
-        cost = {"preprocess": 115.0 * net.config.num_feat * net.dtype.itemsize / net.config.scale**2} | cost
-    return cost
 
 
 def free(device: torch.device) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.files import Tensors, aligned, read
+from backbones.weights import Tensors, aligned, read
 
-from . import layout
+from . import names
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Parts:
     unused: Tensors
 
 
-def to_parts(released: Mapping[str, Tensor], heads: layout.Heads = layout.Heads()) -> Parts:  # noqa: B008
+def to_parts(released: Mapping[str, Tensor], heads: names.Heads = names.Heads()) -> Parts:  # noqa: B008
     """Every tensor in its place. Errors: ValueError that names a missing, unexpected or wrongly shaped one."""
     from .rrdb import config_of
 
     shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
-    configs = layout.configs(shapes, heads)
+    configs = names.configs(shapes, heads)
     for component in ("unet", "controlnet", "vae", "hint_encoder"):
         if component not in configs:
-            raise ValueError(f"checkpoint: no tensor {layout.PREFIXES[component]}*, the {component}; another layout is needed")
-    own = layout.part(shapes, "preprocessor")
+            raise ValueError(f"checkpoint: no tensor {names.PREFIXES[component]}*, the {component}; another layout is needed")
+    own = names.part(shapes, "preprocessor")
     if "body.0.rdb1.conv1.weight" in own:  # DiffBIR's is another network
         configs["preprocessor"] = config_of(own)
     tensors: dict[str, Tensors] = {}
@@ -40,8 +40,8 @@ def to_parts(released: Mapping[str, Tensor], heads: layout.Heads = layout.Heads(
     for component, config in configs.items():
         wanted = {name: tuple(tensor.shape) for name, tensor in empty(component, config).state_dict().items()}
         tensors[component] = {}
-        for entry in layout.entries(component, wanted):
-            name = layout.PREFIXES[component] + entry.name
+        for entry in names.entries(component, wanted):
+            name = names.PREFIXES[component] + entry.name
             tensor = rest.pop(name, None)
             if tensor is None:
                 raise ValueError(f"checkpoint: no tensor {name}")
@@ -51,8 +51,8 @@ def to_parts(released: Mapping[str, Tensor], heads: layout.Heads = layout.Heads(
                 raise ValueError(f"checkpoint: {name} is {str(tensor.dtype)[6:]}; a floating tensor is needed")
             tensors[component] |= entry.split(tensor, wanted)
     blocks = configs.get("text_encoder", {}).get("num_hidden_layers", 0)
-    ignored = () if "preprocessor" in configs else (layout.PREFIXES["preprocessor"],)
-    unused = {name: rest.pop(name) for name in list(rest) if layout.unused(name, blocks) or name.startswith(ignored)}
+    ignored = () if "preprocessor" in configs else (names.PREFIXES["preprocessor"],)
+    unused = {name: rest.pop(name) for name in list(rest) if names.unused(name, blocks) or name.startswith(ignored)}
     if rest:
         more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
         raise ValueError(f"checkpoint: unexpected tensor {next(iter(rest))}{more}")
@@ -63,10 +63,10 @@ def to_released(tensors: Mapping[str, Tensors], unused: Mapping[str, Tensor]) ->
     """The inverse of `to_parts`."""
     released = dict(unused)
     for component, own in tensors.items():
-        if component == "preprocessor" and any(name.startswith(layout.PREFIXES[component]) for name in unused):
+        if component == "preprocessor" and any(name.startswith(names.PREFIXES[component]) for name in unused):
             continue  # the checkpoint had another network there
-        for entry in layout.entries(component, own):
-            released[layout.PREFIXES[component] + entry.name] = entry.join(own)
+        for entry in names.entries(component, own):
+            released[names.PREFIXES[component] + entry.name] = entry.join(own)
     return released
 
 

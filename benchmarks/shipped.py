@@ -1,6 +1,6 @@
 """The network that ships, on the photographs that it never saw: chelsea, coffee and china, four times smaller by bicubic.
 
-    python benchmarks/embedded.py [--again NAME=FILE ...]
+    python benchmarks/shipped.py [--again NAME=FILE ...]
 
 Fidelity (PSNR and SSIM of Y), likeness to photographs (`realism`), seconds for 256x256 -> 1024x1024, beside the goals. Writes
 benchmarks/results/embedded.json, the tables of docs/embedded.md, docs/embedded.png (spectra) and docs/embedded.jpg (crops).
@@ -28,9 +28,9 @@ from torch import Tensor
 import backbones
 import dosde
 from backbones import embedded, evaluation
-from backbones.training import degradation
+from backbones.pictures import degradation
+from backbones.pictures.degradation import BICUBIC
 from backbones.training.data import held_out
-from backbones.training.degradation import BICUBIC
 
 SCALE, SEEDS = 4, (0, 1, 2)
 CROPS = {"chelsea": (96, 150), "coffee": (84, 330), "china": (150, 260)}

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import dosde
-from dosde.method import Coefficient
 from dosde.solve import Model
+from dosde.step import Coefficient
 
 
 @dataclass(frozen=True)

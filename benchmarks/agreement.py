@@ -1,6 +1,6 @@
 """One model, three libraries: `solve`, the samplers of k-diffusion and torchdiffeq's odeint on the same probability-flow ODE.
 
-    python benchmarks/interop.py            (half a minute; pip install --no-deps k-diffusion for the package's own samplers)
+    python benchmarks/agreement.py            (half a minute; pip install --no-deps k-diffusion for the package's own samplers)
 
 The model is exact for a mixture of two Gaussians, on scaled_linear noise and the cosine shift. All start from the same x at
 lam = 20 and follow the ODE to lam = 0.2, with steps uniform in log lam. The reference is odeint (dopri5, tolerance 1e-11) on
@@ -25,11 +25,11 @@ from overhead import k_diffusion_sampling
 from torch import Tensor
 
 import dosde
-from backbones.mixture import Mixture
+from backbones.exact.mixture import Mixture
 from dosde import expansion, method, schedule, shift
 from dosde.interop.k_diffusion import as_denoiser, sample_dosde
-from dosde.method import Coefficient, Method
 from dosde.process import Process
+from dosde.step import Coefficient, Method
 
 DOUBLE = torch.float64
 PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
@@ -157,7 +157,7 @@ def main() -> None:
     out = report.parser(__doc__).parse_args().out
     rows = measure()
     print(table(STEPS, rows))
-    REPORT.write({"command": "python benchmarks/interop.py", "steps": STEPS, "rows": rows}, out)
+    REPORT.write({"command": "python benchmarks/agreement.py", "steps": STEPS, "rows": rows}, out)
 
 
 if __name__ == "__main__":

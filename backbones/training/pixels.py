@@ -1,9 +1,4 @@
-"""What is trained: a task has the network, makes the loss of each sample of a batch, and upscales pictures to validate.
-
-    Embedded    a pixel network (x, x_hat0, t) -> what `predicts` names; x_hat0 is LR, bicubically brought to the size of HR
-
-`sd21.SD21` is the other one. The loop (`loop.train`) knows no more than `Task`.
-"""
+"""The task `embedded`: a pixel network (x, x_hat0, t) -> what `predicts` names; x_hat0 is LR, brought to the size of HR."""
 
 import functools
 import importlib
@@ -12,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,39 +16,12 @@ from torch.utils.data import Dataset
 import dosde
 from backbones import embedded
 from backbones.embedded import source
+from backbones.weights import check, weights_of, write_safetensors
 from dosde import objective, presets
 from dosde.prediction import Predicts
 
-from . import checkpoints
 from .config import Config, Process, Times, made_process, weights
-
-Batch = dict[str, Tensor]
-Network = Callable[..., Any]
-
-
-class Task(Protocol):
-    """What the loop trains."""
-
-    trainable: nn.Module
-    """All of its parameters are trained; float32, on the host until the loop moves it."""
-    process: dosde.Process
-    noise_shapes: tuple[tuple[int, ...], ...]
-    """Of the tensors of unit normal noise that a sample needs, `noise0`, `noise1`, ... of a batch."""
-
-    def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
-        """What is loaded, by (epoch, index), of a data set of hr and lr."""
-
-    def place(self, device: torch.device) -> None:
-        """Whatever is not trained goes to its device."""
-
-    def losses(self, network: Network, batch: Batch) -> Tensor:
-        """(batch,), of hr, lr (or what `samples` made of them), noise0, ..., and part: a uniform number each, on the host."""
-
-    def upscaled(self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, how: Any) -> Tensor:
-        """The picture (1, 3, height, width) in [0, 1] of one."""
-
-    def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
-        """Writes the result, these being the weights, and returns where it is."""
+from .task import Batch, Network
 
 
 class Embedded:
@@ -87,8 +55,8 @@ class Embedded:
         if config.model.weights:
             path = Path(config.model.weights)
             try:
-                tensors = checkpoints.weights_of(path)
-                checkpoints.check(path, tensors, self.trainable.state_dict())
+                tensors = weights_of(path)
+                check(path, tensors, self.trainable.state_dict())
             except ValueError as error:
                 raise ValueError(f"model.weights: {error}") from None
             self.trainable.load_state_dict(tensors)
@@ -143,7 +111,7 @@ class Embedded:
                 embedded.save(path, network, metadata)  # as `dosde upscale --backbone embedded` reads it
                 return path
         own = {"network": self.config.model.network, "options": json.dumps(self.config.model.options)}
-        checkpoints.write(path, tensors, {**metadata, **own})
+        write_safetensors(path, tensors, {**metadata, **own})
         return path
 
 
@@ -161,7 +129,7 @@ def _own_network(process: Process) -> Callable[..., nn.Module]:
         t1 = None if process.shift == "none" else process.t1
         kept = embedded.ProcessConfig("domain_shift", {"schedule": process.schedule, "t1": t1})
     elif process.kind == "resshift":
-        kept = embedded.ProcessConfig("resshift", {"T": process.T, "eta_min": presets._RESSHIFT[process.T]})
+        kept = embedded.ProcessConfig("resshift", {"T": process.T, "eta_min": presets.RESSHIFT_ETA_MIN[process.T]})
     else:
         kept = embedded.ProcessConfig("flow", {"kappa": process.kappa})
 
@@ -169,15 +137,6 @@ def _own_network(process: Process) -> Callable[..., nn.Module]:
         return embedded.Network(embedded.Config(**options, process=kept))
 
     return make
-
-
-def made(config: Config) -> Task:
-    """The task of a config. Errors: ValueError, one line."""
-    if config.task == "sd21":
-        from .sd21 import SD21
-
-        return SD21(config)
-    return Embedded(config)
 
 
 def _named(key: str, name: str) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """Contact sheet of the degradation: pictures (rows) as they are, bicubic, and degraded by seed (columns), four times smaller.
 
-    python benchmarks/degradation.py
+    python benchmarks/contact_sheet.py
 
 Writes docs/degradation.jpg and the table of what was drawn to docs/training.md, and prints it.
 """
@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from report import ROOT
 from torch import Tensor
 
-from backbones.training import degradation, procedural
+from backbones.pictures import degradation, procedural
+from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
 from backbones.training.data import Bundled
-from backbones.training.degradation import BICUBIC, REAL_ESRGAN
 
 SEEDS = range(6)
 SCALE, CROP, MOST = 4, 160, 190_000

@@ -1,0 +1,1 @@
+"""Pictures: files, tiles, colour fixes, metrics, degradations, and pictures drawn by a program. No network, no solver."""

@@ -1,0 +1,128 @@
+"""A plan: process, grid, method -> list[Step]. All coefficients of a solve are here, in float64, before it begins.
+
+>>> import dosde
+>>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
+>>> print(*plan(process, steps=3, order=2), sep="\\n")
+t 0.5000 -> 0.3333:  x = +0 x +0.5491 x_hat0 +0.183 x_theta[0] +0.6811 z
+t 0.3333 -> 0.1667:  x = +0.1142 x +0.1616 x_hat0 +0.6521 x_theta[0] +0.4345 z
+t 0.1667 -> 0.0000:  x = +0 x +0 x_hat0 +1.214 x_theta[0] -0.214 x_theta[-1] +0 z
+"""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import check
+from . import grid as _grid
+from . import method as _method
+from .check import Refused, RefusedType, require
+from .grid import Grid
+from .process import Marginal, Process
+from .step import Method, Step
+
+Times = Tensor | Sequence[float]
+
+_AMPLIFICATION = 50  # sum |new| / a_t above which a user is told; the paper's solvers stay below 21 on their grids
+
+
+@torch.no_grad()
+def plan(
+    process: Process,
+    steps: int = 5,
+    order: int | None = None,
+    *,
+    method: Method = _method.dos,
+    grid: Grid | Times | None = None,
+) -> list[Step]:
+    """The steps that `solve` would apply. Printed, they show the method.
+
+    Args:
+        process: the process.
+        steps: the number of model calls.
+        order: 1 to steps. Default: as in `solve`.
+        method: (marginals, order) -> steps.
+        grid: (process, steps) -> times, or steps + 1 decreasing times. Default: uniform in t from t1 to 0.
+
+    Raises:
+        ValueError: for a grid that does not go from noise to data, or an order that the method does not have.
+        TypeError: for an argument of another type.
+    """
+    if not isinstance(process, Process):
+        raise RefusedType("process", process, "a dosde.Process is needed")
+    return applied(method, marginals(process, check.count("steps", steps), grid), order)
+
+
+def applied(method: Method, marginals: Sequence[Marginal], order: int | None) -> list[Step]:
+    """The steps that a method returns for these marginals, checked."""
+    steps = len(marginals) - 1
+    order = None if order is None else check.count("order", order)
+    if order is not None and order > steps:
+        needed = f"1 to {steps} is needed, a step can use only what came before"
+        raise Refused("order", order, needed, f"{order} with steps = {steps}")
+    check.function("method", method, "a function (marginals, order) -> steps is needed, such as dosde.method.dos")
+    order = min(default_order(method), steps) if order is None else order
+    plan = method(marginals, order)
+    if not isinstance(plan, list) or len(plan) != steps or not all(isinstance(step, Step) for step in plan):
+        raise Refused("method", method, f"a list of {steps} Steps is needed", f"returned {check.form(plan)}")
+    for i, step in enumerate(plan):
+        most, shown = min(i + 1, order + 1), f"step {i} has {len(step.new)} weights"
+        require(1 <= len(step.new) <= most, "method", method, f"1 to {most} is needed, the outputs kept", shown)
+    _warn_of_amplification(plan, marginals, order)
+    return plan
+
+
+def default_order(method: Method) -> int:
+    """The order of a method, where the user gives none."""
+    parameter = inspect.signature(method).parameters.get("order")
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else 3
+
+
+def marginals(process: Process, steps: int, grid: Grid | Times | None = None) -> list[Marginal]:
+    """The marginals of a process at the times of a grid, checked."""
+    times = _times(process, steps, grid)
+    m = process(times.reshape(-1, *[1] * len(process.field_shape)))
+    name, lam = ("lam", m.lam) if m.sigma.any() else ("b/a", m.b / m.a)  # without noise the source is what fades
+    lam = lam.reshape(steps + 1, -1)
+    moves = (lam[1:] < lam[:-1]).any(1)  # of a field, some element is enough: the others stand still
+    if not moves.all() or lam[-1].isinf().any():
+        i = int((~moves).nonzero()[0]) + 1 if not moves.all() else steps
+        needed = (
+            f"{name} must fall from one time to the next, so only the first time may have a = 0 ({name} infinite): "
+            f"start at t1 = {process.t1:g} or below"
+        )
+        raise Refused("grid", grid, needed, f"time {times[i]:g} at index {i} has {name} = {float(lam[i].max()):g}")
+    if m.sigma.any() and not (m.sigma[:-1] > 0).all():
+        i = int((m.sigma[:-1].reshape(steps, -1) <= 0).any(1).nonzero()[0])
+        raise Refused("grid", grid, "only the last time may", f"time {times[i]:g} at index {i} has sigma = 0")
+    return [Marginal(*row) for row in zip(m.t.unbind(), m.a.unbind(), m.b.unbind(), m.sigma.unbind(), strict=True)]
+
+
+def _times(process: Process, steps: int, grid: Grid | Times | None) -> Tensor:
+    made: object = _grid.uniform if grid is None else grid
+    try:
+        made = made(process, steps) if callable(made) else made
+    except TypeError as error:
+        shown = f"{check.describe(grid)} fails as (process, steps) -> times ({error})"
+        raise RefusedType("grid", grid, "grid.karras(), say, is needed", shown) from error
+    return check.times(made, steps, "a function (process, steps) -> times, such as grid.karras(), or ")
+
+
+def _warn_of_amplification(plan: Sequence[Step], marginals: Sequence[Marginal], order: int) -> None:
+    sums = [_amplification(step, m) for step, m in zip(plan, marginals[1:], strict=True)]
+    if max(sums) > _AMPLIFICATION:
+        advice = (
+            f"step {sums.index(max(sums))} multiplies errors of the model by up to {max(sums):.0f}: it extrapolates far from "
+            "outputs that lie close together. A lower order, a grid without such a jump, or another variable (adams, ode: "
+            "expansion.log_lam) avoids that"
+        )
+        check.warn("order", order, advice)
+
+
+def _amplification(step: Step, m: Marginal) -> float:
+    """The factor of an error that all outputs have, sum |new| / a_t; the largest of a field."""
+    numbers = [w for w in step.new if isinstance(w, float)]
+    if len(numbers) == len(step.new):
+        return sum(map(abs, numbers)) / m.a.item()
+    return float((torch.stack([torch.as_tensor(w).abs() for w in step.new]).sum(0) / m.a).max())
