@@ -1,5 +1,6 @@
 """The documents: their examples run, their links lead somewhere, their tables are what the benchmarks wrote."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -102,3 +103,16 @@ def test_there_is_one_version():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"] == ["version"]
     assert f"\nversion: {dosde.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {dosde.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_lines_of_what_is_written_outside_are_counted():
+    document = (ROOT / "docs" / "extending.md").read_text()
+    counts = {}
+    for node in ast.parse("\n".join(re.findall(r"(?sm)^```python\n(.*?)^```", document))).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if ast.get_docstring(node):
+                node.body = node.body[1:]
+            counts[node.name] = sum(bool(line) for line in ast.unparse(node).splitlines())
+    said = dict(re.findall(r"\| `(\w+)` (\d+) \|$", document, flags=re.MULTILINE))
+    assert said
+    assert {name: counts[name] for name in said} == {name: int(count) for name, count in said.items()}
