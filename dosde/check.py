@@ -16,6 +16,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -65,6 +66,9 @@ def describe(value: object) -> str:
     if isinstance(value, functools.partial):
         options = "".join(f", {name}={describe(part)}" for name, part in value.keywords.items())
         return f"functools.partial({', '.join(map(describe, (value.func, *value.args)))}{options})"
+    if type(value) in (list, tuple) and any(isinstance(part, Tensor) for part in cast(Sequence[object], value)):
+        parts = [describe(part) for part in cast(Sequence[object], value)[:_SMALL]]
+        return f"({', '.join(parts)}{', ...' if len(cast(Sequence[object], value)) > _SMALL else ''})"
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     return repr(value) if type(value).__module__.startswith("dosde") else _repr.repr(value)

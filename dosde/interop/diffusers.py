@@ -15,7 +15,7 @@ This interface has a state, which the rest of the package has not: a plan, the i
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -27,7 +27,7 @@ from dosde import check, expansion, grid, method, presets, recipe, schedule, shi
 from dosde.check import Refused, RefusedType
 from dosde.noise import Independent
 from dosde.plan import applied, marginals
-from dosde.prediction import Predicts, combine, to_x0
+from dosde.prediction import TRAINED, Predicts, combine, to_x0
 from dosde.process import Process, state_dtype
 from dosde.solve import advanced, noised
 from dosde.step import Method, Step
@@ -409,7 +409,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _predicts(name: str) -> Predicts:
-    known = (*(kind for kind in get_args(Predicts) if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
+    known = (*(kind for kind in TRAINED if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
     check.one_of("prediction_type", name, known)
     kind: Predicts = _THEIR_NAMES.get(name, name)  # type: ignore[assignment]
     return kind
