@@ -1,6 +1,6 @@
 # make demo   upscale the bundled photograph (sets up .venv first)
 # make test   all tests            make lint   ruff and mypy
-# make docs   API pages in site/   make bench  the tables and plots of docs/ (two hours and a half)
+# make docs   the site, in site/   make bench  the tables and plots of docs/ (two hours and a half)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev
-	$(BIN)/pdoc --math --no-show-source -o site dosde backbones
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # not --quiet, which would hide the warnings from its strict mode
 
 bench: $(VENV)/.dev
 	$(PIP) -e ".[train]"
