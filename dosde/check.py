@@ -90,7 +90,7 @@ def warn(argument: str, value: object, advice: str, shown: str | None = None) ->
     level = 2
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PACKAGES:
         frame, level = frame.f_back, level + 1
-    warnings.warn(f"{argument}: {describe(value) if shown is None else shown}; {advice}", stacklevel=level - 1)
+    warnings.warn(f"{argument}: {describe(value) if shown is None else shown}; {advice}", stacklevel=level)
 
 
 # -- Numbers, names, functions ----------------------------------------------------------------------------------------------

@@ -88,7 +88,6 @@ def solve(
     return x.to(x_hat0.dtype, copy=True)
 
 
-@maker
 def interpolation(x_hat0: Tensor) -> Degrade:
     """The path of the rectified flow: D(x0, t) = (1 - t) x0 + t x_hat0. t is one time, or one for each sample."""
 

@@ -112,4 +112,5 @@ def _amplification(step: Step, m: Marginal) -> float:
     numbers = [w for w in step.new if isinstance(w, float)]
     if len(numbers) == len(step.new):
         return sum(map(abs, numbers)) / m.a.item()
-    return float((torch.stack([torch.as_tensor(w).abs() for w in step.new]).sum(0) / m.a).max())
+    total = torch.stack([torch.as_tensor(w).abs() for w in step.new]).sum(0)
+    return float(torch.where(m.a > 0, total / m.a, 0.0).max())  # where a = 0 the step has no output

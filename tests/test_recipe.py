@@ -184,4 +184,6 @@ def test_keys_tell_apart_what_differs_and_no_more():
     assert key(torch.tensor([1.0])) == key(torch.tensor([1.0], requires_grad=True))
     assert key(torch.tensor([1.0])) != key(torch.tensor([1.0], dtype=torch.float64))
     assert key(torch.zeros(2, 1)) != key(torch.zeros(1, 2))
+    assert key(torch.ones(3, dtype=torch.bfloat16)) != key(torch.zeros(3, dtype=torch.bfloat16))
+    assert key(torch.tensor(2.0).expand(3)) == key(torch.full((3,), 2.0))
     assert key({"a": [1, 2]}) == key({"a": (1, 2)})
