@@ -1,4 +1,4 @@
-"""What users can get wrong, and the one voice that says so.
+"""Refusals: everything that users can get wrong, said in one voice.
 
     raise Refused("steps", 0, "a positive integer is needed")          steps: 0; a positive integer is needed
 
@@ -231,14 +231,14 @@ def like(
 
 
 def noise(z: Tensor, x: Tensor) -> Tensor:
-    """What a noise returned for x."""
+    """The return value of a noise: a floating tensor like x."""
     if not isinstance(z, Tensor) or z.shape != x.shape or z.device != x.device or not z.is_floating_point():
         raise Refused("noise", z, f"a floating tensor like x_hat0, {form(x)}, is needed", f"returned {form(z)}")
     return z
 
 
 def output(x_theta: Tensor, x: Tensor, step: int, t: float) -> None:
-    """What a model returned for x."""
+    """The return value of a model: floats of the shape of x, on its device."""
     shown = f"returned {form(x_theta)} at step {step}, t = {t:g}"
     if not isinstance(x_theta, Tensor):
         raise RefusedType("model", x_theta, "a tensor is needed", shown)
@@ -254,7 +254,7 @@ def total(x: Tensor) -> Tensor:
 
 
 def net(value: object, x: Tensor, t: float) -> None:
-    """What a network returned for x."""
+    """The return value of a network: a floating tensor of the shape of x."""
     if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
         what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else form(value)
         raise Refused("net", value, f"a floating tensor of shape {tuple(x.shape)} is needed", f"returned {what} at t = {t:g}")

@@ -30,6 +30,7 @@ from .recipe import maker
 from .step import Array
 
 Variable = Callable[[Tensor], Tensor]
+"""lam -> v, strictly monotone."""
 
 _ENDLESS = 40.0  # -log w at which a path from lam = infinity may begin: e^-40 of the weight is left out
 _SPAN = 2.0  # a panel of the quadrature covers lam ratios up to e^2; 16 nodes there are exact to float64

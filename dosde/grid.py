@@ -19,6 +19,7 @@ from .recipe import maker
 from .srk import two_stage as two_stage
 
 Grid = Callable[[Process, int], Tensor]
+"""(process, steps) -> times."""
 
 
 def uniform(process: Process, steps: int) -> Tensor:

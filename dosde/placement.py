@@ -1,4 +1,4 @@
-"""What a solve computes in, and where: the dtype of the state, and plans on its device."""
+"""The dtype that a solve computes in, and plans on its device."""
 
 from dataclasses import replace
 

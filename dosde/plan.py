@@ -23,6 +23,7 @@ from .process import Marginal, Process
 from .step import Method, Step
 
 Times = Tensor | Sequence[float]
+"""steps + 1 decreasing times in [0, 1]."""
 
 
 @torch.no_grad()

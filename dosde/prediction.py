@@ -1,4 +1,4 @@
-"""What a network predicts, and the x_theta (the estimate of x0) that follows.
+"""Kinds of prediction: the output of a network, and the x_theta (the estimate of x0) that follows.
 
 Every kind of prediction is a row (c, p, q, r) of coefficients of the marginal m = (a, b, sigma) with alpha = a + b:
 
@@ -36,10 +36,12 @@ from .check import Refused, require
 from .process import HALF, Marginal, Process
 from .recipe import ByValue
 
-Own = Callable[[Marginal], tuple[Tensor | float, ...]]  # m -> (c, p, q, r)
+Own = Callable[[Marginal], tuple[Tensor | float, ...]]
+"""m -> (c, p, q, r), the row of a kind."""
 Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "flow"] | Own
 Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps", "flow"] | Own
 Net = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, x_hat0, t) -> prediction."""
 
 
 class Row(NamedTuple):
@@ -61,6 +63,7 @@ KINDS: dict[str, Own] = {
     "sigma_eps": lambda m: (1, -m.a, 1, -m.b),
     "flow": lambda m: (m.b, -m.alpha, 1, 0),
 }
+"""The table of kinds."""
 TRAINED = tuple(kind for kind in KINDS if kind != "score")  # what a Denoiser and an objective take
 _VANISHING = {"eps": "a", "sigma_eps": "a", "score": "a", "vp_eps": "alpha", "flow": "alpha"}  # where p = 0
 _INSTEAD = {"eps": "predict vp_eps, v or x0 instead, or start below t1", "vp_eps": "predict v or x0 instead"}

@@ -21,6 +21,7 @@ from .check import require
 from .recipe import maker
 
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""t -> (alpha, sigma)."""
 
 
 @maker

@@ -22,7 +22,9 @@ from .progress import with_progress
 from .step import Coefficient, Method, Step
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, x_hat0, t) -> x_theta."""
 Callback = Callable[[int, Tensor, Tensor, Tensor], object]
+"""(step, t, x, x_theta) -> anything."""
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ class Stages:
 
     Args:
         path: (u, u_next, like) -> z, increments of one Brownian motion: `noise.Brownian`.
-        points: how many increments make I.
+        points: the number of increments that make I.
     """
 
     def __init__(self, path: Callable[[Coefficient, Coefficient, Tensor], Tensor], points: int = 64) -> None:

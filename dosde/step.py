@@ -24,6 +24,7 @@ from .process import Marginal
 from .recipe import ByValue
 
 Coefficient = float | Tensor
+"""A number, or a float64 tensor where eta is a field."""
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -50,6 +51,7 @@ class Step(ByValue):
 
 
 Method = Callable[[Sequence[Marginal], int], list[Step]]
+"""(marginals, order) -> steps, one marginal for each time of the grid."""
 
 
 def stacked(marginals: Sequence[Marginal], noise_free: bool = False) -> Marginal:

@@ -46,13 +46,9 @@ def test_the_loop_is_what_design_says():
 
 def code_lines(source: str) -> list[str]:
     """Lines with code: no blank ones, no comments, no docstrings."""
-    tree = ast.parse(source)
     prose: set[int] = set()
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                prose.update(range(value.lineno, value.end_lineno + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose.update(range(node.lineno, node.end_lineno + 1))
     lines = source.splitlines()
     return [line for i, line in enumerate(lines, 1) if i not in prose and line.strip() and not line.strip().startswith("#")]

@@ -48,10 +48,11 @@ _SOLVERS = (*_PLAIN, *_EXPANDED, "few_step")
 
 @dataclass
 class DoSDESchedulerOutput(BaseOutput):  # type: ignore[misc]
-    """What `step` returns, both in the shape and dtype of the sample.
+    """The output of `step`, in the shape and dtype of the sample.
 
-    prev_sample           the state at the next time, the input of the next step.
-    pred_original_sample  x_theta, the estimate of x0 that the output of the network is.
+    Args:
+        prev_sample: the state at the next time, the input of the next step.
+        pred_original_sample: x_theta, the estimate of x0 that follows from the output of the network.
     """
 
     prev_sample: Tensor
@@ -61,28 +62,38 @@ class DoSDESchedulerOutput(BaseOutput):  # type: ignore[misc]
 class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Domain-shift SDEs and their ODEs for pipelines of diffusers. All arguments are plain values, kept in the config.
 
-    num_train_timesteps  T, the length of the table: index i, the timestep that networks are called with, is at t = (i + 1)/T.
-    beta_start, beta_end, beta_schedule, trained_betas
-                         the table of the noise: "scaled_linear" (Stable Diffusion) or "linear", or T betas.
-    shift, t1            eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
-    trained_etas         T values of eta instead.
-    prediction_type      what the network predicts: vp_eps, x0, v, eps, residual, sigma_eps (see `dosde.prediction`), or in
-                         their words epsilon, sample, v_prediction.
-    solver, solver_order "dos" (the paper's, orders 1 to 3), "adams", "ode", "chain" (any order), "resshift" (1), "few_step"
-                         (what we recommend for few calls). The order is lowered to what the solver knows, and to the steps.
-    scale                std of x0 given x_hat0 per element, for few_step.
-    tau                  noise of adams and few_step, 0 (the ODE) to 1 (the SDE). Default: 1, and 0 for few_step.
-    corrector, variable  of adams, ode and chain: one order more at no call; what x_theta is expanded in, "lam" or "log_lam".
-    timestep_spacing     "dossr" (the released grid), "uniform" in t, "few_step"; "spaced" (theirs is "linspace"), "leading" and
-                         "trailing": indices below t1, then t = 0. Default: that of the solver few_step, of the shift dossr,
-                         "spaced" without a shift, else "uniform".
-    steps_offset         added to the indices of "leading".
-
     A stock img2img pipeline sets no x_hat0: the picture that it adds noise to at its start is taken for it (`add_noise`).
 
-    Samples in half precision: the state is float32 inside, as in `solve`. `step` returns it rounded, for the network, and goes
-    on with what it rounded if the next sample is the tensor that it returned; another one is taken as it is.
-    Errors: ValueError or TypeError that name the argument, before any step.
+    With samples in half precision the state is float32 inside, as in `solve`. `step` returns it rounded, for the network. If
+    the next sample is the tensor that `step` returned, the solve goes on with the state before rounding.
+
+    Args:
+        num_train_timesteps: T, the length of the table. Index i, the timestep that networks are called with, is at
+            t = (i + 1)/T.
+        beta_start: the first beta of the table of the noise.
+        beta_end: the last beta.
+        beta_schedule: "scaled_linear" (Stable Diffusion) or "linear".
+        trained_betas: T betas instead.
+        shift: eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
+        t1: the time from which eta is 1.
+        trained_etas: T values of eta instead.
+        prediction_type: the kind of prediction: vp_eps, x0, v, eps, residual, sigma_eps (see `dosde.prediction`), or in the
+            words of diffusers epsilon, sample, v_prediction.
+        solver: "dos" (the paper's, orders 1 to 3), "adams", "ode", "chain" (any order), "resshift" (1), or "few_step" (our
+            recommendation for few calls).
+        solver_order: the order, lowered to the highest that the solver has, and to the number of steps.
+        scale: std of x0 given x_hat0 per element, for few_step.
+        tau: the noise of adams and few_step, 0 (the ODE) to 1 (the SDE). Default: 1, and 0 for few_step.
+        corrector: of adams, ode and chain, one order more at no call.
+        variable: of adams, ode and chain, the variable of the expansion, "lam" or "log_lam".
+        timestep_spacing: "dossr" (the released grid), "uniform" in t, "few_step"; "spaced" (diffusers: "linspace"), "leading"
+            and "trailing", indices below t1, then t = 0. Default: "few_step" for that solver, "dossr" for that shift, "spaced"
+            without a shift, else "uniform".
+        steps_offset: a number added to the indices of "leading".
+
+    Raises:
+        ValueError: before any step, with the name of the argument.
+        TypeError: likewise.
     """
 
     order = 1
@@ -341,7 +352,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._start, self.plan, self._kept = points[0], plan, max(len(step.new) for step in plan)
 
     def _forget(self) -> None:
-        """What a loop has left."""
+        """Drops the state of a loop."""
         self._begin_index = self._step_index = self._exact = None
         self._past, self._sums = [], []
 
@@ -367,7 +378,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return rounded
 
     def _unrounded(self, sample: Tensor) -> Tensor:
-        """What `sample` is the rounding of, if it is the tensor that was returned and nobody wrote to it."""
+        """The state before rounding, if `sample` is the tensor that was returned and nobody wrote to it."""
         if self._exact is None:
             return sample
         returned, version, x = self._exact
