@@ -7,6 +7,7 @@ A refusal names the argument, shows its value in a few words, and says what is l
 """
 
 import functools
+import itertools
 import math
 import numbers
 import operator
@@ -15,7 +16,8 @@ import reprlib
 import sys
 import types
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 
 _PACKAGES = ("dosde", "backbones", "torch")  # what may stand between a warning and the user: torch wraps `solve`
 P = TypeVar("P")
+S = TypeVar("S")
 
 _AMPLIFICATION = 50  # sum |new| / a_t above which a user is told; the paper's solvers stay below 21 on their grids
 _SMALL = 6  # as many entries of a list or a tensor are shown
@@ -201,6 +204,40 @@ def times(value: object, steps: int, instead: str = "") -> Tensor:
     return t
 
 
+def falling(grid: object, times: Tensor, name: str, lam: Tensor, t1: float) -> None:
+    """Refused unless lam, (times, elements), falls: for a field in some element, the others may stand still."""
+    moves = (lam[1:] < lam[:-1]).any(1)
+    if moves.all() and not lam[-1].isinf().any():
+        return
+    i = int((~moves).nonzero()[0]) + 1 if not moves.all() else len(moves)
+    needed = (
+        f"{name} must fall from one time to the next, so only the first time may have a = 0 ({name} infinite): "
+        f"start at t1 = {t1:g} or below"
+    )
+    raise Refused("grid", grid, needed, f"time {times[i]:g} at index {i} has {name} = {float(lam[i].max()):g}")
+
+
+def order(value: int, steps: int) -> int:
+    """An order from 1 to steps."""
+    k = count("order", value)
+    require(
+        k <= steps, "order", value, f"1 to {steps} is needed, a step can use only what came before", f"{k} with steps = {steps}"
+    )
+    return k
+
+
+def plan(value: object, method: object, steps: int, order: int, kind: type[S]) -> None:
+    """The return value of a method: a list of steps, with finite coefficients of outputs that the loop keeps."""
+    if not isinstance(value, list) or len(value) != steps or not all(isinstance(step, kind) for step in value):
+        raise Refused("method", method, f"a list of {steps} Steps is needed", f"returned {form(value)}")
+    for i, step in enumerate(value):
+        most, shown = min(i + 1, order + 1), f"step {i} has {len(step.new)} weights"
+        require(1 <= len(step.new) <= most, "method", method, f"1 to {most} is needed, the outputs kept", shown)
+        parts = (step.keep, step.hat, *step.new, step.noise)
+        finite = all(bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part) for part in parts)
+        require(finite, "method", method, "finite coefficients are needed", f"step {i} is {step}")
+
+
 # -- Tensors of the problem ---------------------------------------------------------------------------------------------------
 
 
@@ -293,8 +330,8 @@ def writes(x: Tensor) -> int:
 class Watched:
     """The model of one solve, watched: it must return new finite tensors like x, and write to none that the loop keeps.
 
-    A call is model(step, x, past); x_theta has no gradient. NaN is looked for once, by `finish`, so that no step waits for
-    the device.
+    A call is model(step, x, past), where past is a deque of the outputs that the loop keeps. `finish` looks for NaN, once, so
+    that no step waits for the device.
     """
 
     def __init__(self, model: Callable[[Tensor, Tensor, Tensor], Tensor], x_hat0: Tensor, dtype: torch.dtype, times: Tensor):
@@ -303,22 +340,34 @@ class Watched:
         self._totals: list[Tensor] = []
         self._writes: list[int] = []  # to x_theta of earlier steps, the newest first
 
-    def __call__(self, step: int, x: Tensor, past: Sequence[Tensor]) -> Tensor:
-        before, t = writes(x), self.numbers[step]
+    def __call__(self, step: int, x: Tensor, past: deque[Tensor]) -> Tensor:
+        before, t = (writes(x), writes(self.x_hat0)), self.numbers[step]
         x_theta = self.model(x.to(self.dtype), self.x_hat0, self.times[step])
-        if writes(x) != before:
+        if writes(x) != before[0]:
             shown = f"wrote to x at step {step}, t = {t:g}"
             raise Refused("model", self.model, "x is the state of the solve, work on a copy", shown)
+        if writes(self.x_hat0) != before[1]:
+            shown = f"wrote to x_hat0 at step {step}, t = {t:g}"
+            raise Refused("model", self.model, "x_hat0 is the source of all steps, work on a copy", shown)
         if any(writes(output) != n for output, n in zip(past, self._writes, strict=False)):
             shown = f"wrote to an earlier output at step {step}, t = {t:g}"
             raise Refused("model", self.model, "return a new tensor each time", shown)
         output(x_theta, x, step, t)
+        if any(x_theta.data_ptr() == earlier.data_ptr() != 0 for earlier in self._kept(past)):
+            # A buffer of a graph or a runtime, which counts no writes.
+            shown = f"returned the memory of an earlier output at step {step}, t = {t:g}"
+            raise Refused("model", self.model, "return a copy of a static buffer", shown)
         x_theta = x_theta.detach()  # of a model that guides by gradients
         self._totals.append(total(x_theta))
         if x_theta.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             x_theta = x_theta.clone()  # of a model that returns its input
         self._writes = [writes(x_theta), *self._writes[: len(past)]]
         return x_theta
+
+    @staticmethod
+    def _kept(past: deque[Tensor]) -> Iterable[Tensor]:
+        """The outputs that this step uses beside the new one."""
+        return itertools.islice(past, None if past.maxlen is None else past.maxlen - 1)
 
     def finish(self, x: Tensor) -> None:
         """Refused if an output was not finite, or the result x is not."""

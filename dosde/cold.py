@@ -130,7 +130,8 @@ def blur(std: float | Callable[[Tensor], Tensor]) -> Degrade:
                 f"{s.flatten().tolist()} at t = {t.flatten().tolist()}",
             )
         down, across = (_smoother(n, s).to(x0) for n in x0.shape[-2:])
-        return down @ x0 @ across.mT
+        with torch.autocast(x0.device.type, enabled=False):  # under which D(x0, 0) would not be x0
+            return down @ x0 @ across.mT
 
     return degrade
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import check
-from .recipe import maker
+from .recipe import Made, maker
 from .step import Array
 
 Variable = Callable[[Tensor], Tensor]
@@ -88,7 +88,7 @@ def weights(
     Returns:
         (order, steps, *field), float64.
     """
-    if lams.ndim > 1:
+    if lams.ndim > 1 or not (isinstance(variable, Made) or variable in (lam, log_lam, eta)):
         return torch.from_numpy(_weights(lams, order, power, variable, taylor, implicit))
     powers = power if isinstance(power, float | int) else power.tobytes()
     return torch.from_numpy(_remembered(lams.numpy().tobytes(), order, powers, variable, taylor, implicit).copy())
@@ -96,7 +96,10 @@ def weights(
 
 @functools.lru_cache(maxsize=256)
 def _remembered(lams: bytes, order: int, power: float | bytes, variable: Variable, taylor: bool, implicit: bool) -> Array:
-    """The `_weights` of a scalar eta, remembered, since one solve after the other asks for the same grid."""
+    """The `_weights` of a scalar eta, remembered, since one solve after the other asks for the same grid.
+
+    Only for variables of this package: another may change between two calls.
+    """
     powers = np.frombuffer(power) if isinstance(power, bytes) else power
     return _weights(torch.frombuffer(bytearray(lams), dtype=torch.float64), order, powers, variable, taylor, implicit)
 

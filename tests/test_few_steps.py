@@ -433,7 +433,7 @@ def test_methods_have_their_own_default_order():
         (lambda: dosde.plan(PROCESS, 3, 2, method=functools.partial(method.adams, tau=-1)), r"tau: -1; a number from 0"),
         (
             lambda: dosde.plan(PROCESS, 3, 2, method=functools.partial(method.adams, tau=lambda m: 1 / m.lam)),
-            r"tau: <function .* goes from 0 to 0.268723 in step 0; a function of the marginal",
+            r"tau: test_few_steps.* goes from 0 to 0.268723 in step 0; a function of the marginal",
         ),
         (
             lambda: dosde.solve(None.__class__, torch.zeros(1, 4), process=PROCESS, **presets.few_step(0.1)),

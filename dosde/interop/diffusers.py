@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -72,7 +73,8 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             t = (i + 1)/T.
         beta_start: the first beta of the table of the noise.
         beta_end: the last beta.
-        beta_schedule: "scaled_linear" (Stable Diffusion) or "linear".
+        beta_schedule: "scaled_linear" (Stable Diffusion), "linear", or "squaredcos_cap_v2" (a cosine, without beta_start and
+            beta_end).
         trained_betas: T betas instead.
         shift: eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
         t1: the time from which eta is 1.
@@ -155,6 +157,24 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._shifted = shift != "none" or trained_etas is not None
         self._forget()
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A scheduler of a config, its own or that of a scheduler of diffusers with a table of betas.
+
+        All values of the table are taken over, defaults included.
+
+        Raises:
+            ValueError: for a scheduler of diffusers whose noise is no table of betas (flow matching, EDM, variance-exploding,
+                consistency), or whose table is rescaled.
+        """
+        if isinstance(config, Mapping):
+            others = set(config) - cls._get_init_keys(cls) - {"_diffusers_version"}  # `_class_name`, if nothing else
+            if "solver" not in config and (others or isinstance(config, FrozenDict)):
+                _check_theirs({**config, **kwargs})
+            # diffusers leaves out what were defaults there, and defaults here are others.
+            config = {name: value for name, value in config.items() if name != "_use_default_values"}
+        return super().from_config(config, *args, **kwargs)
+
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
@@ -166,7 +186,8 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _recipe(self) -> object:
         """The arguments, of which the state of a loop is no part."""
-        return recipe.key({name: value for name, value in self.config.items() if not name.startswith("_")})
+        own = self._get_init_keys(type(self))
+        return recipe.key({name: value for name, value in sorted(self.config.items()) if name in own})
 
     # -- The problem, as `solve` takes it -------------------------------------------------------------------------
 
@@ -187,9 +208,10 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if spacing == "leading":
             index = torch.arange(steps, dtype=torch.float64).flip(0) * (most // steps) + self.config.steps_offset
         elif spacing == "trailing":
-            index = torch.round(most - most / steps * torch.arange(steps, dtype=torch.float64)) - 1
-        else:
-            index = torch.linspace(most - 1, 0, steps, dtype=torch.float64).round()
+            index = torch.from_numpy(np.arange(most, 0, -most / steps)[:steps].round()) - 1
+        else:  # numpy's arithmetic, which diffusers uses: torch's rounds other indices up
+            index = torch.from_numpy(np.linspace(0, most - 1, steps).round()[::-1].copy())
+            index[0] = most - 1  # of one step, too, which diffusers has begin at t = 1/T
         return torch.cat([(index + 1) / T, index.new_zeros(1)])
 
     def order_for(self, num_inference_steps: int) -> int:
@@ -427,6 +449,24 @@ def _predicts(name: str) -> Predicts:
     return kind
 
 
+def _check_theirs(config: Mapping[str, Any]) -> None:
+    """Refused for the config of a scheduler of diffusers that stands for another process."""
+    names = [name for name in config if not name.startswith("_")]
+    name = config.get("_class_name", f"one with {', '.join(names[:4])}")  # which configs in memory do not say
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise Refused(
+            "config", config, "the config of one with beta_schedule or trained_betas is needed", f"{name}, without betas"
+        )
+    plain: dict[str, object] = {"rescale_betas_zero_snr": False, "use_flow_sigmas": False, "snr_shift_scale": 1.0}
+    plain |= {"sigma_min": None, "sigma_max": None, "timestep_type": "discrete"}
+    for option, value in plain.items():
+        if config.get(option, value) != value:
+            raise Refused(option, config[option], f"{value} is needed: a table of betas as it is, in the config of {name}")
+    if "learned" in str(config.get("variance_type")):
+        needed = f"a network that predicts no variance is needed, and the config of {name} is of one that does"
+        raise Refused("variance_type", config["variance_type"], needed)
+
+
 def _listed(name: str, values: Sequence[float], T: int) -> Tensor:
     if not isinstance(values, list | tuple):
         raise RefusedType(name, values, f"a list of {T} numbers is needed", check.form(values))
@@ -442,7 +482,10 @@ def _betas(T: int, first: float, last: float, name: str, trained: Sequence[float
             i = int((~((betas > 0) & (betas < 1))).nonzero()[0])
             raise Refused("trained_betas", betas[i], "numbers between 0 and 1 are needed", f"{betas[i]:g} at index {i}")
         return betas
-    check.one_of("beta_schedule", name, ("scaled_linear", "linear"))
+    check.one_of("beta_schedule", name, ("scaled_linear", "linear", "squaredcos_cap_v2"))
+    if name == "squaredcos_cap_v2":
+        alphas = torch.cos((torch.arange(T + 1, dtype=torch.float64, device="cpu") / T + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - alphas[1:] / alphas[:-1]).clamp(max=0.999)
     if not 0 < first < last < 1:
         raise Refused("beta_start, beta_end", first, "0 < beta_start < beta_end < 1 is needed", f"{first}, {last}")
     if name == "linear":
