@@ -213,6 +213,7 @@ def test_srk_is_roesslers_sra1():
     assert torch.allclose(x, a * m / u + b * x_hat0, atol=1e-10, rtol=0)
 
 
+@pytest.mark.xdist_group("strong")  # one worker makes the path and its exact solutions
 def test_srk_has_strong_order_one_and_a_half_and_solver_1_has_one():
     how = STUDIES["srk"][0]
     errors = [strong(how, 2, calls) for calls in (64, 128)]

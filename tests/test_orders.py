@@ -33,6 +33,7 @@ def test_an_ode_method_has_its_order(name, order):
     assert measured(weak, name, order) == pytest.approx(expected, abs=0.2)
 
 
+@pytest.mark.xdist_group("strong")
 @pytest.mark.parametrize(("name", "order"), [p for p in STOCHASTIC if p[0] not in ("resshift", "srk")])
 def test_strong_order_1(name, order):
     """That of srk is in test_few_steps.py."""
@@ -51,6 +52,7 @@ def test_on_the_default_grid_the_last_steps_leave_order_1(name, order):
     assert measured(weak, name, order, True) == pytest.approx(1, abs=0.25)
 
 
+@pytest.mark.xdist_group("strong")
 def test_the_posterior_of_the_chain_does_not_follow_the_path_of_the_sde():
     """It has the marginals, not the joint law: its noise is less than that of Eq. 7, however small the step."""
     assert measured(strong, "resshift", 1) == pytest.approx(0, abs=0.2)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import FIELD_PROCESSES, PROCESSES
 
@@ -38,6 +38,7 @@ def as_defined(x, x_hat0, x0, m):
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
+@settings(max_examples=40)
 @given(name=st.sampled_from(sorted(PROCESSES | FIELD_PROCESSES)), fraction=st.floats(0.05, 0.9))
 def test_conversions_follow_the_definitions(source, target, name, fraction):
     process = (PROCESSES | FIELD_PROCESSES)[name]

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import FIELD_PROCESSES, PROCESSES, SHIFTS
 
@@ -25,6 +25,7 @@ def least_t1(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@settings(max_examples=25)
 @given(fraction=inside)
 def test_moment_equations(name, fraction):
     """Along dx = (f x + h x_hat0) dt + g dw the mean a x0 + b x_hat0 and the variance sigma^2 obey their ODEs."""
@@ -82,6 +83,7 @@ def test_t1_of_a_bare_function_is_found():
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+@settings(max_examples=25)
 @given(i=st.integers(1, 99), j=st.integers(1, 99))
 def test_transition_and_chain_carry_one_marginal_to_the_next(name, i, j):
     process = PROCESSES[name]

@@ -134,7 +134,7 @@ def test_models_see_their_own_dtype_and_the_state_stays_float32():
 @pytest.mark.parametrize(
     ("name", "steps"),
     [("dossr", n) for n in (1, 2, 5, 20, 100, 499)]  # the released grid has 499 steps at most
-    + [(name, n) for name in ("uniform", "log_lam", "karras") for n in (1, 2, 5, 20, 100, 1000)],
+    + [(name, n) for name in ("uniform", "log_lam", "karras") for n in (1, 2, 5, 20, 300)],
 )
 @pytest.mark.parametrize("predicts", ["vp_eps", "v", "x0"])
 def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
@@ -148,10 +148,10 @@ def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
     log = functools.partial(method.adams, variable=expansion.log_lam)
     how = log if name in ("log_lam", "karras") else method.dos
     x_hat0 = (0.5 * torch.randn(1, 4, 8, 8)).to(dtype).float()
+    model = dosde.Denoiser(network(process, predicts), process, predicts)
     for order in {1, min(3, steps)}:
         results = []
         for kind in (torch.float32, dtype):
-            model = dosde.Denoiser(network(process, predicts), process, predicts)
             results.append(
                 dosde.solve(
                     model,
@@ -173,9 +173,13 @@ def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
 def network(process, predicts):
     """The exact prediction for x0 ~ N(x_hat0, 0.2^2), computed in the dtype of its input."""
 
-    def net(x, x_hat0, t):
+    @functools.cache  # every solve asks for the same times
+    def scalars(t):
         m = process(t)
-        a, alpha, sigma = float(m.a), float(m.alpha), float(m.sigma)
+        return float(m.a), float(m.alpha), float(m.sigma)
+
+    def net(x, x_hat0, t):
+        a, alpha, sigma = scalars(float(t))
         gain = a * 0.04 / (a * a * 0.04 + sigma * sigma)
         x0 = x_hat0 + gain * (x - alpha * x_hat0)
         if predicts == "x0":
