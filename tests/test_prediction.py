@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instances import FIELD_PROCESSES, PROCESSES
+from instances import FIELD_PROCESSES, PROCESS, PROCESSES, randn, seeded
 
 import dosde
 from dosde import prediction, schedule, shift
@@ -15,11 +15,6 @@ from dosde.process import Process
 
 KINDS = ("x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps")
 PAIRS = list(itertools.product(KINDS, KINDS))
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def as_defined(x, x_hat0, x0, m):
@@ -111,7 +106,7 @@ def test_one_network_in_all_types_gives_one_x_theta(predicts, name):
             3,
             2,
             grid=times,
-            noise=torch.Generator().manual_seed(1),
+            noise=seeded(1),
             callback=lambda i, t, x, x_theta: seen.append(x_theta),
             **how,
         )

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
+from instances import PROCESS, seeded
 
 import dosde
 from backbones.exact import gaussian
-from dosde import method, reference, schedule, shift
+from dosde import method, reference, shift
 from dosde.noise import Brownian
 from dosde.process import Process
 
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 DOUBLE = torch.float64
 TARGET = gaussian.full(torch.tensor([0.8, -0.5], dtype=DOUBLE), torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=DOUBLE))
 SOURCE = torch.tensor([-0.6, 0.9], dtype=DOUBLE)
@@ -49,7 +49,7 @@ class WrongNoise(Process):
 
 def distance(process, samples, steps):
     """Of the sample law that torchsde reaches with this process' f, h, g, score from the exact law, in standard errors."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     x_hat0 = SOURCE.expand(samples, 2)
     x = TARGET.at(PROCESS, START, SOURCE).sample((samples, 2), generator)
     x = reference.reverse_sde(TARGET.model(PROCESS), process, x, x_hat0, START, END, steps=steps, seed=1)
@@ -84,7 +84,7 @@ def test_torchsde_and_solve_reach_one_law():
     law = TARGET.law(PROCESS, SOURCE, steps=steps, order=2, method=method.dos, grid=grid)
     exact = TARGET.at(PROCESS, END, SOURCE)
     m = PROCESS(start)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     x_hat0 = SOURCE.expand(SAMPLES, 2)
     x = m.alpha * x_hat0 + m.sigma * torch.randn(SAMPLES, 2, dtype=DOUBLE, generator=generator)
     x = reference.reverse_sde(TARGET.model(PROCESS), PROCESS, x, x_hat0, start, END, steps=400, seed=2)
