@@ -1,19 +1,30 @@
 # make demo   upscale the bundled photograph (sets up .venv first)
-# make test   all tests            make lint   ruff and mypy
+# make test   all tests            make quick  the tests of the mathematics
+# make lint   ruff and mypy
 # make docs   the site, in site/   make bench  the tables and plots of docs/ (two hours and a half)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test quick lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.images
 	$(BIN)/python benchmarks/demo.py demo
 
+# Tests start processes: bytecode that is written once saves each of them a second.
+test quick: unexport PYTHONDONTWRITEBYTECODE
+test quick: PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
+
+# The mathematics: all but the strong orders, whose exact paths take long.
+CORE := schedule shift process prediction expansion step method grid noise plan plans solve recipe details errors structure \
+	orders parity reductions flow cold objective resshift few_steps
+quick: $(VENV)/.test
+	$(PYTEST) -k "not strong and not path_of_the_sde" $(wildcard $(CORE:%=tests/test_%.py)) dosde
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest.register_assert_rewrite("instances")  # which asserts in `wrong_calls`
 settings.register_profile("dosde", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dosde")
 torch.set_num_threads(1)  # tests run side by side

@@ -7,15 +7,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from instances import PROCESS, seeded
 
 import dosde
 from dosde import cold, expansion, grid, method, noise, objective, presets, schedule, shift
 from dosde.process import Process
 
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 CHANNELS = torch.tensor([0.3, 0.5, 0.85], dtype=torch.float64).reshape(3, 1, 1)
 FIELD = Process(schedule.scaled_linear(), shift.cosine(CHANNELS))
-X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+X = torch.randn(2, 3, 4, 4, generator=seeded(1))
 
 
 # -- cold ---------------------------------------------------------------------------------------------------------------------
@@ -176,17 +176,17 @@ def test_a_brownian_path_does_not_mix_shapes():
 
 def test_noise_is_drawn_in_the_dtype_of_the_state():
     like = torch.zeros(1000, dtype=torch.float64)
-    z = noise.Independent(torch.Generator().manual_seed(0))(0.0, 1.0, like)
+    z = noise.Independent(seeded(0))(0.0, 1.0, like)
     assert z.dtype == torch.float64
     assert not torch.equal(z.float().double(), z)
-    assert torch.equal(z, torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(z, torch.randn(1000, dtype=torch.float64, generator=seeded(0)))
 
 
 # -- objective, prediction ----------------------------------------------------------------------------------------------------
 
 
 def test_targets_in_half_precision_are_computed_in_float32():
-    x0, x_hat0, z = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(i)).half() for i in range(3))
+    x0, x_hat0, z = (torch.randn(2, 3, 8, 8, generator=seeded(i)).half() for i in range(3))
     for kind in ("vp_eps", "v", "sigma_eps"):
         exact = objective.target(kind, PROCESS, x0.float(), x_hat0.float(), 0.3, z.float())
         assert torch.equal(objective.target(kind, PROCESS, x0, x_hat0, 0.3, z), exact.half())
@@ -285,7 +285,7 @@ def test_a_second_loop_keeps_nothing_of_the_first(scheduler):
         assert one._past == []
         x = one.start(torch.ones_like(source))
         for t in one.timesteps:
-            x = one.step(0.3 * x, t, x, torch.Generator().manual_seed(0)).prev_sample
+            x = one.step(0.3 * x, t, x, seeded(0)).prev_sample
             assert len(one._past) <= 2  # of three outputs that a step of order 3 takes, two are old
         return x
 
