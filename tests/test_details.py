@@ -2,6 +2,7 @@
 
 import math
 import random
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -321,3 +322,21 @@ def test_nothing_here_warns_without_a_reason():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dosde.plan(FIELD, 5, 3)
+
+
+def test_a_large_field_takes_little_memory_for_its_weights():
+    """In parts, so that 100,000 elements do not take 2.5 GB; the weights are those of each element alone."""
+    t1 = torch.linspace(0.2, 0.9, 100_000, dtype=torch.float64).reshape(100, 1000)
+    lams = Process(schedule.scaled_linear(), shift.cosine(t1))(
+        torch.linspace(0.9, 0.1, 6, dtype=torch.float64).reshape(-1, 1, 1)
+    ).lam
+    tracemalloc.start()
+    try:
+        got = expansion.weights(lams, 3, 2)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+    assert got.shape == (3, 5, 100, 1000)
+    for i in (0, 31_234, 99_999):
+        alone = expansion.weights(lams.reshape(6, -1)[:, i : i + 1], 3, 2)
+        assert torch.allclose(got.reshape(3, 5, -1)[:, :, i : i + 1], alone, rtol=1e-12, atol=1e-14)
