@@ -24,7 +24,7 @@ from dosde.process import Process
 def test_fuzz(how, data):
     shape = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
-    steps = data.draw(st.integers(1, 50))
+    steps = data.draw(st.integers(1, 30))
     order = data.draw(st.integers(1, min(steps, MOST.get(how, 5))))
     process = PROCESSES[data.draw(st.sampled_from(sorted(PROCESSES)))]
     x_hat0 = torch.randn(shape, generator=seeded(data.draw(st.integers(0, 9)))).to(dtype)
@@ -127,8 +127,8 @@ def test_models_see_their_own_dtype_and_the_state_stays_float32():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("dossr", n) for n in (1, 2, 5, 20, 100, 499)]  # the released grid has 499 steps at most
-    + [(name, n) for name in ("uniform", "log_lam", "karras") for n in (1, 2, 5, 20, 150)],
+    [(name, n) for name in ("dossr", "uniform", "log_lam", "karras") for n in (1, 2, 5, 20, 150)]
+    + [("dossr", 499)],  # the most that the released grid has
 )
 @pytest.mark.parametrize("predicts", ["vp_eps", "v", "x0"])
 def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
