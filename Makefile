@@ -2,6 +2,7 @@
 # make test   all tests            make quick  the tests of the mathematics
 # make lint   ruff and mypy
 # make docs   the site, in site/   make bench  the tables and plots of docs/ (two hours and a half)
+# make mutants   edits of the core that the tests notice (an hour)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start processes; bytecode that is written once saves each of them a second
 
-.PHONY: demo test quick lint docs bench clean
+.PHONY: demo test quick mutants lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.images
@@ -25,6 +26,9 @@ CORE := schedule shift process prediction expansion step method grid noise plan 
 	orders parity reductions flow cold objective
 quick: $(VENV)/.test
 	$(PYTEST) -k "not strong and not path_of_the_sde" $(wildcard $(CORE:%=tests/test_%.py)) dosde --ignore=dosde/interop
+
+mutants: $(VENV)/.dev
+	$(BIN)/python benchmarks/mutants.py  # an hour
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
