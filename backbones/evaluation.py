@@ -14,7 +14,6 @@ A number without its protocol means little: `document` says what was measured an
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import whole
 from .pictures import degradation
 from .pictures import io as images
 from .pictures.io import Array
@@ -245,23 +245,15 @@ def check_out(path: Path) -> None:
     if path.suffix.lower() in images.SUFFIXES:  # one of those that are measured, or somebody's
         raise ValueError(f"out: {path}; it is called as a picture, and a name such as {path.stem}.json is needed")
     try:
-        _part(path).touch()
-        _part(path).unlink()
+        whole.check(path)
     except OSError as error:
         raise ValueError(f"out: {path}; {error.strerror}: a file in a folder that can be written to is needed") from None
 
 
 def write(path: Path, made: Mapping[str, Any]) -> None:
-    """A `document` as JSON: to a hidden file beside it, then moved into place. Errors: OSError."""
-    try:
-        _part(path).write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(_part(path), path)
-    finally:
-        _part(path).unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+    """A `document` as JSON, whole or not at all. Errors: OSError."""
+    with whole.file(path) as part:
+        part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import whole
+
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
 
@@ -83,58 +85,45 @@ def metadata(path: Path | str) -> dict[str, str]:
         raise ValueError(f"checkpoint: {path} is no whole file of tensors ({' '.join(str(error).split())[:120]})") from None
 
 
-def _umask() -> int:
-    """Which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """A safetensors file (or a .ckpt, {"state_dict": tensors}), whole or not at all. Errors: OSError.
+    """Writes tensors to a file, whole or not at all, on the disk when this returns. The folder is made if there is none.
 
-    about: its metadata. With one key there, the same content gives the same bytes; of more, safetensors draws the order.
+    Args:
+        path: a .safetensors file, or another suffix (.ckpt) for a pickle of {"state_dict": tensors}.
+        tensors: by name, on any device; two of them may share memory.
+        about: the metadata of a safetensors file. With one key the same content gives the same bytes; the order of more
+            keys is drawn by safetensors.
+
+    Raises:
+        OSError: in one line, where the file cannot be written. Then nothing has changed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()  # of the storages; safetensors takes no two tensors of one
-    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
         if place in seen:
             tensors[name] = tensor.clone()
         seen.add(place)
-    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if path.suffix == ".safetensors":
-            save_file(tensors, part, metadata=dict(about or {"format": "pt"}))
-        else:
-            torch.save({"state_dict": tensors}, part)
-        part.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
-        os.replace(part, path)
+        with whole.file(path) as part:
+            if path.suffix == ".safetensors":
+                save_file(tensors, part, metadata=dict({"format": "pt"} if about is None else about))
+            else:
+                with part.open("wb") as file:  # by its path, torch would put the hidden name into the content
+                    torch.save({"state_dict": tensors}, file)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
     except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
         raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, on the disk when this returns. Errors: OSError, one line; then nothing has changed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=dict(metadata))
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
-        raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
-    finally:
-        part.unlink(missing_ok=True)
+    """`write` under its former name."""
+    write(path, tensors, metadata)
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:

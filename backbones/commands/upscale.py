@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
     solver = solver_of(arguments, "upscale", fail)
     from tqdm import tqdm
 
+    from backbones import whole
+
     try:
         jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, fail)
     except OSError as error:
@@ -53,6 +55,7 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
         fail(f"--out: {error}")
     if not os.access(folder, os.W_OK | os.X_OK):
         fail(f"--out: {folder}; a folder that can be written to is needed")
+    whole.sweep(folder)
     warn_above_bars()
 
     kept, failed, start = 0, [], time.perf_counter()

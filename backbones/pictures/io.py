@@ -5,7 +5,6 @@ Pillow reads what people have; OpenCV takes over for 16-bit colour, which Pillow
 """
 
 import io
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from backbones import whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -164,7 +165,7 @@ def _picture(image: "Image", wide: Array | None) -> Picture:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """In the format of the suffix: to a hidden file beside it, then moved into place. 16 bits need PNG or TIFF, else 8 stay.
+    """In the format of the suffix, whole or not at all (see `whole`). 16 bits need PNG or TIFF, else 8 stay.
 
     Errors: ValueError where the format has no alpha and the picture has, OSError.
     """
@@ -183,35 +184,8 @@ def write(path: Path, picture: Picture) -> None:
         image.save(buffer, PIL.Image.registered_extensions()[path.suffix.lower()], icc_profile=picture.profile)
         data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
-    if os.name == "nt":  # has no locks of files, and moves no open one
+    with whole.file(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-        return
-    import fcntl
-
-    while True:  # until it is ours alone: of processes that write it at once, one waits for the other
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is(part, file.fileno()):
-                continue  # the other one has moved it to its place meanwhile
-            try:
-                file.truncate(0)
-                file.write(data)
-                file.flush()
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-            return
-
-
-def _is(path: Path, descriptor: int) -> bool:
-    """Whether the file that a descriptor has open is there under this name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def check(path: Path, picture: Picture) -> None:
