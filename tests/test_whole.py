@@ -1,5 +1,6 @@
 """Files and folders are there as a whole or not at all."""
 
+import contextlib
 import os
 import threading
 
@@ -31,9 +32,9 @@ def test_what_fails_leaves_no_trace(tmp_path, writer):
 def test_a_file_that_exists_stays_until_the_end(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="full"), whole.file(path) as part:
+    with contextlib.suppress(ZeroDivisionError), whole.file(path) as part:
         part.write_bytes(b"ha")
-        raise OSError("full")
+        raise ZeroDivisionError
     assert path.read_bytes() == b"old"
     with whole.file(path) as part:
         part.write_bytes(b"new")
@@ -89,9 +90,10 @@ def test_many_writers_of_one_file_do_not_meet(tmp_path):
 def test_what_killed_processes_left_goes_once_it_is_old(tmp_path):
     for name, age in (("old", 601), ("new", 500)):
         (tmp_path / f".dosde-{name}.part").touch()
-        (tmp_path / f".dosde-{name}-folder.part").mkdir()
-        (tmp_path / f".dosde-{name}-folder.part" / "a").touch()
-        for path in sorted(tmp_path.rglob(f"*{name}*"), reverse=True) + [tmp_path / f".dosde-{name}-folder.part" / "a"]:
+        inside = tmp_path / f".dosde-{name}-folder.part" / "a"
+        inside.parent.mkdir()
+        inside.touch()
+        for path in (inside, inside.parent, tmp_path / f".dosde-{name}.part"):
             then = path.stat().st_mtime - age
             os.utime(path, (then, then))
     whole.sweep(tmp_path)
@@ -102,5 +104,5 @@ def test_check_leaves_no_trace_and_refuses_what_cannot_be_written(tmp_path):
     whole.check(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
     for path in (tmp_path / "none" / "a", tmp_path / ("n" * 300)):
-        with pytest.raises(OSError, match="No such|too long"):
+        with pytest.raises(OSError, match=r"No such|too long"):
             whole.check(path)

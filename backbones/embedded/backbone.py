@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import dosde
 from backbones import backbone
 from backbones.pictures import io as images
+from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import tiled
 from backbones.weights import aligned, metadata, read, write
 from dosde.solve import Model
@@ -36,8 +36,7 @@ _TILE = 2048  # about 200 bytes a pixel at the default width: 0.8 GB
 
 def source(picture: Tensor, size: Sequence[int]) -> Tensor:
     """x_hat0, in [-1, 1], of a picture (batch, channels, height, width) in [0, 1]: bicubic, brought to (height, width)."""
-    larger = F.interpolate(picture, tuple(size), mode="bicubic", antialias=True, align_corners=False)
-    return 2 * larger.clamp(0, 1) - 1
+    return 2 * bicubic(picture, size).clamp(0, 1) - 1
 
 
 class Conditioning(NamedTuple):
@@ -130,7 +129,7 @@ class Embedded:
         picture = ((x0[..., :height, :width] + 1) / 2).clamp(0, 1)
         picture = images.luma(picture) if conditioning.grey else picture
         if conditioning.size != conditioning.made:
-            picture = images.resized(picture, conditioning.size)
+            picture = bicubic(picture, conditioning.size).clamp(0, 1)
         return picture.to(conditioning.device)
 
 

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.pictures.io import luma
+from .io import luma
+from .resize import bicubic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Range = tuple[float, float]
@@ -238,7 +239,7 @@ def apply(picture: Tensor, drawn: Drawn) -> Tensor:
     x = picture.detach().float()
     small = x.shape[1] // drawn.scale, x.shape[2] // drawn.scale
     if not drawn.steps:
-        x = torch.nn.functional.interpolate(x[None], small, mode="bicubic", antialias=True, align_corners=False)[0]
+        x = bicubic(x[None], small)[0]
         return _rounded(x)
     *before, last = drawn.steps
     for step in before:

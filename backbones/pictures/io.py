@@ -6,7 +6,7 @@ Pillow reads what people have; OpenCV takes over for 16-bit colour, which Pillow
 
 import io
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from backbones import whole
+
+from .resize import bicubic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -113,7 +115,7 @@ def to_pil(colour: Tensor, like: Picture) -> "Image":
 
     planes = luma(colour) if like.colour.shape[1] == 1 else colour
     if like.alpha is not None:
-        planes = torch.cat([planes, resized(like.alpha, planes.shape[-2:])], 1)
+        planes = torch.cat([planes, bicubic(like.alpha, planes.shape[-2:]).clamp(0, 1)], 1)
     array = (planes[0].permute(1, 2, 0) * 255).numpy().astype(np.uint8)
     image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     if like.profile:
@@ -124,12 +126,6 @@ def to_pil(colour: Tensor, like: Picture) -> "Image":
 def luma(colour: Tensor) -> Tensor:
     """Grey (batch, 1, height, width) of colour (batch, 3, height, width), by the weights of BT.601."""
     return torch.einsum("bchw,c->bhw", colour, colour.new_tensor([0.299, 0.587, 0.114]))[:, None]
-
-
-def resized(plane: Tensor, size: Sequence[int]) -> Tensor:
-    """Alpha brought to another size, bicubic."""
-    larger = torch.nn.functional.interpolate(plane, tuple(size), mode="bicubic", antialias=True, align_corners=False)
-    return larger.clamp(0, 1)
 
 
 def mirrored(picture: Tensor, multiple: int) -> Tensor:
