@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dosde.check import Refused
+
 from . import whole
 
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
@@ -24,9 +26,9 @@ def read(path: Path | str) -> Tensors:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"checkpoint: {path}; no such file")
+        raise Refused("checkpoint", path, "no such file")
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"checkpoint: {path}; a file that ends in {', '.join(SUFFIXES)} is needed")
+        raise Refused("checkpoint", path, f"a file that ends in {', '.join(SUFFIXES)} is needed")
     try:
         content = _content(path)
     except Exception as error:  # a broken file fails in as many ways as there are bytes
@@ -35,20 +37,22 @@ def read(path: Path | str) -> Tensors:
             pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
         if pickled and any(sign in said for sign in ("Weights only load failed", "WeightsUnpickler", "Unsupported")):
             named = re.search(r"GLOBAL (\S+)", said)
-            raise ValueError(
-                f"checkpoint: {path} holds more than tensors{f' ({named[1]})' if named else ''}, which loading would execute; "
-                "refused. Have its author save the state_dict alone, best as .safetensors"
+            raise Refused(
+                "checkpoint",
+                path,
+                "refused. Have its author save the state_dict alone, best as .safetensors",
+                f"{path} holds more than tensors{(f' ({named[1]})' if named else '')}, which loading would execute",
             ) from None
         reason = said[:120] if " " in said else type(error).__name__
-        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({reason})") from None
+        raise _no_file(path, reason) from None
     for outer in ("state_dict", "params_ema", "params"):
         if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
             content = content[outer]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}; tensors by name are needed")
+        raise Refused("checkpoint", path, "tensors by name are needed", f"{path} holds a {type(content).__name__}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"checkpoint: {path}: {name!r} is a {type(value).__name__}; tensors by name are needed")
+            raise Refused("checkpoint", path, "tensors by name are needed", f"{path}: {name!r} is a {type(value).__name__}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name[len(prefix) :]: value for name, value in content.items()}
 
@@ -64,6 +68,11 @@ def _content(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, ValueError):  # of the older format, which cannot be mapped, or broken
             return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _no_file(path: Path | str, reason: str) -> Refused:
+    shown = f"{path} is no whole file of tensors ({reason})"
+    return Refused("checkpoint", Path(path), "a file as its author wrote it is needed", shown)
 
 
 def aligned(module: nn.Module) -> nn.Module:
@@ -82,7 +91,7 @@ def metadata(path: Path | str) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except Exception as error:
-        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({' '.join(str(error).split())[:120]})") from None
+        raise _no_file(path, " ".join(str(error).split())[:120]) from None
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
@@ -134,7 +143,8 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"checkpoint: {path} cannot be read ({' '.join(str(error).split())[:120]})") from None
+        shown = f"{path} cannot be read ({' '.join(str(error).split())[:120]})"
+        raise Refused("checkpoint", path, "a whole .safetensors file is needed", shown) from None
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
@@ -146,19 +156,19 @@ def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor
     """Errors: ValueError that names a missing, unexpected or differently shaped tensor."""
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise ValueError(f"checkpoint: {path} has no tensor {name}; weights of this network are needed")
+            raise Refused("checkpoint", path, "weights of this network are needed", f"{path} has no tensor {name}")
         if tensors[name].shape != tensor.shape:
-            shapes = f"{tuple(tensors[name].shape)}; {tuple(tensor.shape)}"
-            raise ValueError(f"checkpoint: {path}: {name} has shape {shapes}, as the network of the config, is needed")
+            needed = f"{tuple(tensor.shape)}, as the network of the config, is needed"
+            raise Refused("checkpoint", path, needed, f"{path}: {name} has shape {tuple(tensors[name].shape)}")
     for name in tensors:
         if name not in wanted:
-            raise ValueError(f"checkpoint: {path}: unexpected tensor {name}; weights of this network are needed")
+            raise Refused("checkpoint", path, "weights of this network are needed", f"{path}: unexpected tensor {name}")
 
 
 def weights_of(path: Path) -> Tensors:
     """The weights in a file: the averages of a checkpoint, or whatever tensors it has; in float32. Errors: ValueError."""
     if not path.is_file():
-        raise ValueError(f"checkpoint: {path}; no such file")
+        raise Refused("checkpoint", path, "no such file")
     tensors, _ = read_safetensors(path)
     if part(tensors, "optimizer."):
         tensors = part(tensors, "ema.")

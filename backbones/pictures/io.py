@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from backbones import whole
+from dosde.check import Refused, RefusedType, require
 
 from .resize import bicubic
 
@@ -69,7 +70,7 @@ def read(path: Path) -> Picture:
 def of_pil(image: "Image") -> Picture:
     """A PIL image of any mode, upright. Errors: ValueError for 32 bits a pixel, or no pixel."""
     if 0 in image.size:
-        raise ValueError(f"image: {image.size[0]}x{image.size[1]}; at least one pixel is needed")
+        raise Refused("image", image, "at least one pixel is needed", f"{image.size[0]}x{image.size[1]}")
     return _picture(image, None)
 
 
@@ -78,29 +79,29 @@ def of_array(array: Array | Tensor) -> list[Picture]:
     width): uint8, uint16, or floating in [0, 1]. Errors: TypeError, ValueError.
     """
     ours = isinstance(array, Tensor)
-    what = f"image: {'tensor' if ours else 'array'} of shape {tuple(array.shape)}, {str(array.dtype).removeprefix('torch.')}"
+    shown = f"{'tensor' if ours else 'array'} of shape {tuple(array.shape)}, {str(array.dtype).removeprefix('torch.')}"
+    types = "uint8, uint16, or floating in [0, 1], is needed"
     if isinstance(array, Tensor):
         values = array.detach().cpu()
     elif array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:
         values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # files have either order
     else:
-        raise TypeError(f"{what}; uint8, uint16, or floating in [0, 1], is needed")
+        raise RefusedType("image", array, types, shown)
     if values.ndim == 2 and not ours:
         values = values[..., None]
     if values.ndim == 3:
         values = values[None]
-    if values.ndim != 4 or values.numel() == 0:
-        order = "([batch,] channels, height, width)" if ours else "([batch,] height, width, channels)"
-        raise ValueError(f"{what}; {order} is needed")
+    order = "([batch,] channels, height, width)" if ours else "([batch,] height, width, channels)"
+    require(values.ndim == 4 and values.numel() > 0, "image", array, f"{order} is needed", shown)
     planes = values if ours else values.permute(0, 3, 1, 2)
-    if planes.shape[1] not in (1, 2, 3, 4):
-        raise ValueError(f"{what}; 1 to 4 channels are needed")
+    require(planes.shape[1] in (1, 2, 3, 4), "image", array, "1 to 4 channels are needed", shown)
     most = {torch.uint8: 255, torch.uint16: 65535}.get(values.dtype, 1)
     if most == 1 and not values.is_floating_point():
-        raise TypeError(f"{what}; uint8, uint16, or floating in [0, 1], is needed")
+        raise RefusedType("image", array, types, shown)
     planes = planes.to(torch.float32) / most
-    if not (planes.isfinite().all() and planes.min() >= -0.01 and planes.max() <= 1.01):
-        raise ValueError(f"{what}, from {planes.min():g} to {planes.max():g}; values in [0, 1] are needed")
+    least, largest = planes.min(), planes.max()
+    ok = bool(planes.isfinite().all() and least >= -0.01 and largest <= 1.01)
+    require(ok, "image", array, "values in [0, 1] are needed", f"{shown}, from {least:g} to {largest:g}")
     planes = planes.clamp(0, 1).contiguous()
     count = planes.shape[1]
     return [
