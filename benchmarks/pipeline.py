@@ -109,7 +109,8 @@ def random_module(component: str, config: dict[str, Any]) -> nn.Module:
 def random_pipeline(size: str) -> Any:
     """DoSSRPipeline in float32, without text tower: its prompt is embedded, as in a converted model."""
     from backbones.sd21.modules import PromptEmbeddings
-    from backbones.sd21.pipeline import PROMPT, DoSSRPipeline
+    from backbones.sd21.pipeline import DoSSRPipeline
+    from backbones.sd21.stages import PROMPT
     from dosde.interop.diffusers import DoSDEScheduler
 
     made = configs(size)

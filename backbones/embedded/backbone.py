@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import dosde
 from backbones import backbone
+from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import tiled
@@ -27,11 +28,11 @@ from dosde.step import Method
 
 from .network import Config, Network
 
+ABOUT = "a small network"
 _KEY, _FORMAT = "dosde.embedded", 2
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 """What ships, trained by configs/embedded.toml. docs/embedded.md has its measure."""
 _SCALE = 4
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TILE = 2048  # about 200 bytes a pixel at the default width: 0.8 GB
 
 
@@ -154,18 +155,28 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
 
 
 def load(
-    weights: str | Path = WEIGHTS, *, device: str = "auto", dtype: str = "auto", tile: int | str | None = "auto"
+    weights: Annotated[str | Path, Option("a .safetensors file", metavar="PATH")] = WEIGHTS,
+    *,
+    tile: Annotated[int | str | None, TILE] = "auto",
+    dtype: Annotated[str, DTYPE] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
 ) -> Embedded:
-    """The backbone in a file that `save` wrote; default: the one that ships.
+    """The backbone in a file that `save` wrote; by default in the file that ships.
 
-    device: auto is a GPU where there is one. dtype: of the network; auto is bfloat16 on a GPU, float32 on the CPU. tile: see
-    Embedded. Errors: ValueError, one line, that names the argument, the file, or the tensor in it.
+    Args:
+        weights: the file.
+        tile: see `Embedded`; "auto" is 2048 pixels, or more where the overlap of the network needs more.
+        dtype: of the network; "auto" is bfloat16 on a GPU, float32 on the CPU.
+        device: "auto" is a GPU where there is one.
+
+    Raises:
+        Refused: in one line that names the argument, or the file and the tensor in it.
     """
     path = Path(weights)
     tensors = read(path)
     config, about = _described(path)
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise Refused("dtype", dtype, f"auto, {', '.join(_DTYPES)}, is needed")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
     held, least = sum(t.numel() for t in tensors.values()), config.least
     if held < least:  # the network takes memory and time, on the meta device too: what symmetry ties together
         raise Refused("checkpoint", path, f"{least} or more are needed for what its config says", f"{path}: {held} weights")
@@ -186,7 +197,7 @@ def load(
             "checkpoint", path, "the weights of its config alone are needed", f"{path}: unexpected tensor {unknown[0]}"
         )
     place = backbone.device(device)
-    kind = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
+    kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     network.load_state_dict({name: t.to(place, kind) for name, t in tensors.items()}, assign=True)
     aligned(network.to(place).eval().requires_grad_(False))
     if tile == "auto":

@@ -5,22 +5,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
 import dosde
 from backbones import backbone
+from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
 from backbones.pictures import io as images
+from backbones.pictures.colour import COLOUR_FIXES
 from dosde.noise import Noise
 from dosde.process import Marginal
 from dosde.solve import Model
 from dosde.step import Step
 
-from .convert import DTYPES
-from .pipeline import PROMPT, DoSSRPipeline
-from .stages import Prepared
+from .stages import PROMPT, Prepared
 from .tiles import Tiles, check_tile
+
+if TYPE_CHECKING:
+    from .pipeline import DoSSRPipeline
+
+ABOUT = "DoSSR: SD 2.1 with a ControlNet"
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Conditioning:
 class DoSSR:
     """The `sd21` backbone: see `DoSSRPipeline`, whose arguments these are."""
 
-    pipe: DoSSRPipeline
+    pipe: "DoSSRPipeline"
     context: Tensor
     negative: Tensor | None
     guidance_scale: float
@@ -94,18 +100,38 @@ class DoSSR:
         return images.luma(picture) if conditioning.grey else picture
 
 
+def amount(text: str) -> float:
+    """Bytes, from text such as 6G, 500MiB or 1e9."""
+    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+    number, unit = text.lower().removesuffix("b").removesuffix("i"), ""
+    if number[-1:] in units:
+        number, unit = number[:-1], number[-1:]
+    size = float(number) * units[unit]
+    if not 0 < size < float("inf"):
+        raise ValueError
+    return size
+
+
 def load(
-    weights: str | Path,
+    weights: Annotated[
+        str | Path,
+        Option("a folder written by `dosde convert`, or a checkpoint in the released layout", metavar="PATH"),
+    ],
     *,
-    device: str = "auto",
-    dtype: str = "auto",
-    prompt: str = PROMPT,
-    negative_prompt: str = "",
-    guidance_scale: float = 1.0,
-    color_fix: str = "wavelet",
-    source: str = "mode",
-    tile: int | str | None = "auto",
-    max_memory: float | None = None,
+    tile: Annotated[int | str | None, TILE] = "auto",
+    dtype: Annotated[str, DTYPE] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
+    prompt: Annotated[str, Option(f"default: the release's, {PROMPT!r}")] = PROMPT,
+    negative_prompt: Annotated[str, Option("for a guidance other than 1 (default: empty)", metavar="PROMPT")] = "",
+    guidance_scale: Annotated[float, Option("1: none, half the work (default)", float, metavar="SCALE", flag="guidance")] = 1.0,
+    color_fix: Annotated[str, Option("default: wavelet", choices=tuple(COLOUR_FIXES))] = "wavelet",
+    source: Annotated[
+        str, Option("x_hat0: mode of the VAE's posterior, or a sample (default: mode)", choices=("mode", "sample"))
+    ] = "mode",
+    max_memory: Annotated[
+        float | None,
+        Option("for auto tiles, such as 6G, beside the weights (default: 80% of what is free)", amount, metavar="SIZE"),
+    ] = None,
     progress: bool = True,
 ) -> DoSSR:
     """The model in a folder (or a checkpoint file in the released layout), ready to run.
@@ -113,6 +139,8 @@ def load(
     device: auto is a GPU where there is one. dtype: auto is bfloat16 on a GPU, float32 on the CPU.
     Errors: ValueError that names the argument.
     """
+    from .pipeline import DoSSRPipeline  # which imports diffusers; the command reads the options without it
+
     quiet()
     if not -1e6 < guidance_scale < 1e6:
         raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")

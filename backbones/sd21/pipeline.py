@@ -27,10 +27,9 @@ from dosde.noise import Independent, as_noise
 from . import malloc, parts
 from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
 from .rrdb import RRDBNet
-from .stages import Stages
+from .stages import PROMPT, Stages
 from .tiles import Tiles
 
-PROMPT = "clean, high-resolution, 8k"  # the release's
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 

@@ -31,6 +31,8 @@ from . import malloc
 from .tiles import Tiles
 from .tiles import tiles as tiles_of
 
+PROMPT = "clean, high-resolution, 8k"  # the release's
+
 
 @dataclass(frozen=True)
 class Prepared:
