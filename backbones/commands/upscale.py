@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
             if target.is_file() and not arguments.overwrite:
                 kept, said = kept + 1, f"kept    {target} (exists; --overwrite makes it anew)"
             else:
-                size = _one(source, target, lambda picture: solver.upscaled(backbone, picture, one))
+                with _memory(solver.name):
+                    size = _one(source, target, lambda picture: solver.upscaled(backbone, picture, one))
                 said = f"wrote   {target} ({size})"
         except Exception as error:  # whatever is wrong with a file costs that file alone
             failed.append(source)
@@ -72,6 +74,15 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
     done = len(jobs) - kept - len(failed)
     print(f"{done} written, {kept} kept, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
     return 1 if failed else 0
+
+
+def _memory(backbone: str) -> AbstractContextManager[None]:
+    """Memory that is used again rather than given back, for the backbone sd21: see `backbones.sd21.malloc`."""
+    if backbone != "sd21":
+        return nullcontext()
+    from backbones.sd21 import malloc
+
+    return malloc.kept()
 
 
 def _jobs(inputs: Sequence[Path], out: Path, scale: float, fail: Callable[[str], NoReturn]) -> list[tuple[Path, Path]]:
