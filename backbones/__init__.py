@@ -6,6 +6,8 @@ result into a picture again. `dosde upscale` runs any of `NAMES`.
 
 from typing import TYPE_CHECKING, Any
 
+from dosde.check import Refused
+
 from .backbone import Backbone, device, upscale
 
 __all__ = ["NAMES", "Backbone", "device", "load", "upscale"]
@@ -31,7 +33,7 @@ def load(name: str, **options: Any) -> Backbone:
         from .sd21 import backbone
 
         return backbone.load(**options)
-    raise ValueError(f"backbone: {name!r}; one of {', '.join(NAMES)}")
+    raise Refused("backbone", name, f"one of {', '.join(NAMES)}")
 
 
 if not TYPE_CHECKING:

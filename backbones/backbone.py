@@ -1,5 +1,6 @@
 """What a backbone is: it turns a picture into a source, denoises, and turns the result into a picture; `upscale` runs one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 import dosde
+from dosde.check import Refused, require
 from dosde.solve import Model
 
 
@@ -63,6 +65,21 @@ def upscale(
         return backbone.decode(x0, conditioning)
 
 
+def check(picture: Tensor, scale: float) -> None:
+    """Refuses what `upscale` cannot take: a backbone that has no better checks calls it first in `encode`.
+
+    Args:
+        picture: (batch, 1 or 3, height, width), with at least one pixel.
+        scale: finite, at least 1.
+
+    Raises:
+        Refused: for anything else.
+    """
+    ok = picture.ndim == 4 and picture.shape[1] in (1, 3) and picture.numel() > 0
+    require(ok, "picture", picture, "(batch, 1 or 3, height, width) is needed", f"shape {tuple(picture.shape)}")
+    require(1 <= scale < math.inf, "scale", scale, "a number of at least 1 is needed")
+
+
 def device(name: str) -> torch.device:
     """Errors: ValueError for a device that is not there."""
     if name == "auto":
@@ -71,4 +88,6 @@ def device(name: str) -> torch.device:
         torch.zeros(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device: {name} ({str(error).splitlines()[0]}); auto, cpu, or one that is here, is needed") from None
+        raise Refused(
+            "device", name, "auto, cpu, or one that is here, is needed", f"{name} ({str(error).splitlines()[0]})"
+        ) from None

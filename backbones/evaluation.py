@@ -14,7 +14,6 @@ A number without its protocol means little: `document` says what was measured an
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
+from . import whole
 from .pictures import degradation
 from .pictures import io as images
 from .pictures.io import Array
@@ -62,12 +64,12 @@ def found(folder: Path, scale: int, crop: int | None = None, results: Path | Non
     Errors: ValueError for a folder that is missing or empty, and a crop that the scale does not divide; OSError.
     """
     if crop is not None and (crop < 1 or crop % scale):
-        raise ValueError(f"crop: {crop}; a multiple of the scale, {scale}, is needed")
+        raise Refused("crop", crop, f"a multiple of the scale, {scale}, is needed")
     if not folder.is_dir():
-        raise ValueError(f"pairs: {folder}; no such folder")
+        raise Refused("pairs", folder, "no such folder")
     hr, lr = folder / "hr", folder / "lr"
     if lr.is_dir() and not hr.is_dir():
-        raise ValueError(f"pairs: {folder}; it has lr/, and hr/ beside it is needed")
+        raise Refused("pairs", folder, "it has lr/, and hr/ beside it is needed")
     files = _by_stem("pairs", hr if hr.is_dir() else folder)
     names = {name: [name, f"{name}x{scale}", f"{name}_x{scale}"] for name in files}
     low = _matched(names, _by_stem("pairs", lr)) if lr.is_dir() else None
@@ -83,12 +85,12 @@ def _matched(names: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[Pa
 
 def _by_stem(name: str, folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
-        raise ValueError(f"{name}: {folder}; no such folder")
+        raise Refused(name, folder, "no such folder")
     files: dict[str, list[Path]] = {}
     for path in images.listed(folder):
         files.setdefault(path.stem, []).append(path)
     if not files:
-        raise ValueError(f"{name}: {folder}; a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
+        raise Refused(name, folder, f"a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
     return files
 
 
@@ -102,7 +104,7 @@ def check_border(pairs: Pairs, border: int) -> None:
         sides = [pairs.crop]
     most = (max(sides, default=0) - 1) // 2
     if border < 0 or 0 <= most < border:
-        raise ValueError(f"border: {border}; a number from 0{f' to {most}' if most >= 0 else ''} is needed, to leave something")
+        raise Refused("border", border, f"a number from 0{f' to {most}' if most >= 0 else ''} is needed, to leave something")
 
 
 def _least_side(path: Path) -> list[int]:
@@ -162,7 +164,7 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
             made = degradation.degrade(truth[0], scale, 0, degradation.BICUBIC)[None, : whole.shape[1]]
         picture = upscaled(made)
     else:
-        raise ValueError("upscaled: None; what makes the pictures is needed, or results")
+        raise Refused("upscaled", None, "what makes the pictures is needed, or results", "None")
     picture = torch.from_numpy(rounded(picture))[None].float() / 255
     values = {}
     for key, metric in by.items():
@@ -241,27 +243,19 @@ def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
 def check_out(path: Path) -> None:
     """Errors: ValueError where `write` could not write."""
     if path.is_dir():
-        raise ValueError(f"out: {path}; it is a folder, and a file is needed")
+        raise Refused("out", path, "it is a folder, and a file is needed")
     if path.suffix.lower() in images.SUFFIXES:  # one of those that are measured, or somebody's
-        raise ValueError(f"out: {path}; it is called as a picture, and a name such as {path.stem}.json is needed")
+        raise Refused("out", path, f"it is called as a picture, and a name such as {path.stem}.json is needed")
     try:
-        _part(path).touch()
-        _part(path).unlink()
+        whole.check(path)
     except OSError as error:
-        raise ValueError(f"out: {path}; {error.strerror}: a file in a folder that can be written to is needed") from None
+        raise Refused("out", path, f"{error.strerror}: a file in a folder that can be written to is needed") from None
 
 
 def write(path: Path, made: Mapping[str, Any]) -> None:
-    """A `document` as JSON: to a hidden file beside it, then moved into place. Errors: OSError."""
-    try:
-        _part(path).write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(_part(path), path)
-    finally:
-        _part(path).unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+    """A `document` as JSON, whole or not at all. Errors: OSError."""
+    with whole.file(path) as part:
+        part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:
@@ -272,7 +266,7 @@ def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:
     """
     for key in across:
         if key not in PROTOCOL:
-            raise ValueError(f"across: {key!r}; of {', '.join(PROTOCOL)}")
+            raise Refused("across", key, f"of {', '.join(PROTOCOL)}")
     made = {str(path): _read(path) for path in paths}
     protocols = {path: one["protocol"] for path, one in made.items()}
     (first, wanted), *others = protocols.items()
@@ -281,7 +275,9 @@ def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:
             if wanted[key] != other[key]:
                 one, two = (json.dumps(_differing(a[key], b[key])) for a, b in ((wanted, other), (other, wanted)))
                 said = f"{one} in {first} and {two} in {path}"
-                raise ValueError(f"compare: the protocols differ in {key}: {said}; the same is needed, or --across {key}")
+                raise Refused(
+                    "compare", key, f"the same is needed, or --across {key}", f"the protocols differ in {key}: {said}"
+                )
     shown = [key for key in PROTOCOL if key in across and not isinstance(wanted[key], dict)]
     mean = {path: {name: float(value) for name, value in one["mean"].items()} for path, one in made.items()}
     names = list(dict.fromkeys(name for values in mean.values() for name in values))
@@ -316,10 +312,10 @@ def _read(path: Path) -> dict[str, Any]:
         held: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no JSON"
-        raise ValueError(f"compare: {path}; {why}; a file that `dosde evaluate -o` wrote is needed") from None
+        raise Refused("compare", path, f"{why}; a file that `dosde evaluate -o` wrote is needed") from None
     match held:
         case {"protocol": dict() as protocol, "mean": dict() as mean, "lower_better": list()}:
             known = all(key in protocol for key in PROTOCOL)
             if known and all(value == _INFINITE or isinstance(value, int | float) for value in mean.values()):
                 return dict(held)
-    raise ValueError(f"compare: {path}; it holds something else; a file that `dosde evaluate -o` wrote is needed")
+    raise Refused("compare", path, "it holds something else; a file that `dosde evaluate -o` wrote is needed")

@@ -294,11 +294,10 @@ def test_a_killed_run_leaves_nothing_behind_after_the_next(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_x4.png"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no locks of files there")
 def test_two_processes_may_write_one_file(tmp_path):
     """As two runs over one folder do: neither fails, and nobody sees half a file."""
     code = (
-        "import torch; from pathlib import Path; from backbones import images\n"
+        "import torch; from pathlib import Path; from backbones.pictures import io as images\n"
         "picture = images.Picture(torch.rand(1, 3, 200, 200), None, 8, None)\n"
         f"for _ in range(150): images.write(Path({str(tmp_path / 'a.png')!r}), picture)"
     )

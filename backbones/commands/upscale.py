@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
     solver = solver_of(arguments, "upscale", fail)
     from tqdm import tqdm
 
+    from backbones import whole
+
     try:
         jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, fail)
     except OSError as error:
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
         fail(f"--out: {error}")
     if not os.access(folder, os.W_OK | os.X_OK):
         fail(f"--out: {folder}; a folder that can be written to is needed")
+    whole.sweep(folder)
     warn_above_bars()
 
     kept, failed, start = 0, [], time.perf_counter()
@@ -130,13 +133,14 @@ def _jobs(inputs: Sequence[Path], out: Path, scale: float, fail: Callable[[str],
 def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Upscales one file; returns its sizes in words."""
     from backbones.pictures import io as images
+    from backbones.pictures.resize import bicubic
 
     picture = images.read(source)
     images.check(target, picture)
     colour = upscaled(picture.colour)
     alpha = picture.alpha
     if alpha is not None:
-        alpha = images.resized(alpha, colour.shape[-2:])
+        alpha = bicubic(alpha, colour.shape[-2:]).clamp(0, 1)
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dosde
+from dosde.check import Refused
 from dosde.process import flow, resshift
 
 from . import symmetry
@@ -41,7 +42,7 @@ def _domain_shift(schedule: str = "scaled_linear", t1: float | None = 0.5) -> do
     """DoSSR's: a named schedule with a cosine shift to t1; t1 = None is plain diffusion (DDPM)."""
     schedules = {name: getattr(dosde.schedule, name) for name in ("scaled_linear", "linear", "cosine")}
     if schedule not in schedules:
-        raise ValueError(f"schedule: {schedule!r}; one of {', '.join(schedules)}")
+        raise Refused("schedule", schedule, f"one of {', '.join(schedules)}")
     return dosde.Process(schedules[schedule](), dosde.shift.none() if t1 is None else dosde.shift.cosine(t1))
 
 
@@ -65,9 +66,9 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in _PROCESSES:
-            raise ValueError(f"process: kind {self.kind!r}; one of {', '.join(_PROCESSES)}")
+            raise Refused("process", self.kind, f"one of {', '.join(_PROCESSES)}", f"kind {self.kind!r}")
         if not isinstance(self.parameters, Mapping):
-            raise ValueError(f"process: parameters {self.parameters!r}; values by name are needed")
+            raise Refused("process", self.parameters, "values by name are needed", f"parameters {self.parameters!r}")
         self.process()
 
     def process(self) -> dosde.Process:
@@ -75,7 +76,8 @@ class ProcessConfig:
         try:
             return _PROCESSES[self.kind](**self.parameters)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"process: {self.kind} with {dict(self.parameters)} ({error})") from None
+            shown = f"{self.kind} with {dict(self.parameters)} ({error})"
+            raise Refused("process", self, "parameters that the process takes are needed", shown) from None
 
 
 def _positive(value: object) -> bool:
@@ -106,13 +108,13 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("width", "blocks", "fold", "embedding", "channels", "members"):
             if not _positive(getattr(self, name)):
-                raise ValueError(f"{name}: {getattr(self, name)!r}; a positive integer is needed")
+                raise Refused(name, getattr(self, name), "a positive integer is needed", repr(getattr(self, name)))
         if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not 0 < self.scale < 1e9:
-            raise ValueError(f"scale: {self.scale!r}; a positive number is needed")
+            raise Refused("scale", self.scale, "a positive number is needed", repr(self.scale))
         if not isinstance(self.process, ProcessConfig):
-            raise ValueError(f"process: {self.process!r}; a ProcessConfig is needed")
+            raise Refused("process", self.process, "a ProcessConfig is needed")
         if self.width % symmetry.EIGHT:
-            raise ValueError(f"width: {self.width}; a multiple of {symmetry.EIGHT} is needed")
+            raise Refused("width", self.width, f"a multiple of {symmetry.EIGHT} is needed")
 
     @property
     def radius(self) -> int:
@@ -134,14 +136,19 @@ class Config:
     def from_json(values: Mapping[str, Any]) -> "Config":
         """The inverse of `to_json`. Errors: ValueError that names a key."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"config: {values!r}; values by name are needed")
+            raise Refused("config", values, "values by name are needed")
         known = Config.__dataclass_fields__
         if set(values) != set(known):
             wrong = sorted(set(values) ^ set(known))[0]
-            raise ValueError(f"{wrong}: {'unknown' if wrong in values else 'missing'}; the keys are {', '.join(known)}")
+            raise Refused(
+                wrong,
+                values.get(wrong),
+                f"the keys are {', '.join(known)}",
+                "unknown" if wrong in values else "missing",
+            )
         process = values["process"]
         if not isinstance(process, Mapping) or set(process) != {"kind", "parameters"}:
-            raise ValueError(f"process: {process!r}; kind and parameters are needed")
+            raise Refused("process", process, "kind and parameters are needed")
         return Config(**{**values, "process": ProcessConfig(**process)})
 
 
@@ -163,7 +170,7 @@ class Network(nn.Module):
         self.config = config
         self.process = config.process.process()
         if self.process.field_shape:
-            raise ValueError("process: eta is a field; one eta is needed")
+            raise Refused("process", config.process, "one eta is needed", "eta is a field")
         self.members = nn.ModuleList(Member(config) for _ in range(config.members))
 
     @property
@@ -175,9 +182,11 @@ class Network(nn.Module):
         """The estimate of x0. Errors: ValueError for shapes that do not fit."""
         c = self.config
         if x.ndim != 4 or x.shape != x_hat0.shape or x.shape[1] != c.channels or any(n % c.fold for n in x.shape[-2:]):
-            raise ValueError(
-                f"x, x_hat0: shapes {tuple(x.shape)}, {tuple(x_hat0.shape)}; (batch, {c.channels}, H, W) of both, H and W "
-                f"multiples of {c.fold}, is needed"
+            raise Refused(
+                "x, x_hat0",
+                (x, x_hat0),
+                f"(batch, {c.channels}, H, W) of both, H and W multiples of {c.fold}, is needed",
+                f"shapes {tuple(x.shape)}, {tuple(x_hat0.shape)}",
             )
         m = self.process.over_batch(t, x)
         n = torch.hypot(c.scale * m.a, m.sigma)
@@ -210,7 +219,7 @@ class Network(nn.Module):
                 total += member(h, time)
             return total / count
         if len(h) % count:
-            raise ValueError(f"x: a batch of {len(h)}; a multiple of the {count} members is needed in training mode")
+            raise Refused("x", h, f"a multiple of the {count} members is needed in training mode", f"a batch of {len(h)}")
         turns = [torch.arange(k, len(h), count) for k in range(count)]
         time = time.expand(len(h), -1)
         parts = [member(h[turn], time[turn]) for member, turn in zip(self.members, turns, strict=True)]

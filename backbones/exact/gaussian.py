@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import dosde
+from dosde.check import Refused
 from dosde.solve import Model
 from dosde.step import Coefficient
 
@@ -32,7 +33,8 @@ class Basis:
     def check(self, process: dosde.Process) -> None:
         """ValueError where eta is a field over the dimensions of the map: modes would mix its elements."""
         if self.dims and any(n != 1 for n in process.field_shape[-self.dims :]):
-            raise ValueError(f"process: eta is a field of shape {process.field_shape}, which varies over the modes' dimensions")
+            shown = f"eta is a field of shape {process.field_shape}, which varies over the modes' dimensions"
+            raise Refused("process", process, "one eta for all modes is needed", shown)
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,11 @@ def diagonal(mean: Tensor, variance: Tensor) -> Gaussian:
 def full(mean: Tensor, covariance: Tensor) -> Gaussian:
     """A full covariance (d, d) over the last dimension of x; mean (..., d)."""
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not covariance.allclose(covariance.mT):
-        raise ValueError(f"covariance: shape {tuple(covariance.shape)}; a symmetric (d, d) matrix is needed")
+        raise Refused("covariance", covariance, "a symmetric (d, d) matrix is needed", f"shape {tuple(covariance.shape)}")
     variance, vectors = torch.linalg.eigh(covariance)
     least = float(variance.min())
     if least < -100 * torch.finfo(variance.dtype).eps * float(variance.abs().max()):
-        raise ValueError(f"covariance: eigenvalue {least:g}; none may be negative")
+        raise Refused("covariance", covariance, "none may be negative", f"eigenvalue {least:g}")
     basis = Basis(lambda x: x @ vectors.to(x), lambda x: x @ vectors.mT.to(x), 1)
     return Gaussian(mean @ vectors, variance.clamp(min=0), basis)
 
@@ -122,7 +124,8 @@ def fourier(mean: Tensor, spectrum: Tensor) -> Gaussian:
     """
     mirrored = spectrum.flip(-2, -1).roll((1, 1), (-2, -1))
     if not spectrum.allclose(mirrored):
-        raise ValueError("spectrum: not symmetric under f -> -f, so not that of a real picture")
+        shown = "not symmetric under f -> -f, so not that of a real picture"
+        raise Refused("spectrum", spectrum, "a symmetric one is needed", shown)
 
     def hartley(x: Tensor) -> Tensor:
         modes = torch.fft.fft2(x, norm="ortho")
@@ -178,5 +181,5 @@ def _norms(n: int, like: Tensor) -> Tensor:
 
 def _checked(variance: Tensor) -> Tensor:
     if not (variance.isfinite() & (variance >= 0)).all():
-        raise ValueError("variance: values that are negative or not finite; variances >= 0 are needed")
+        raise Refused("variance", variance, "variances >= 0 are needed", "values that are negative or not finite")
     return variance

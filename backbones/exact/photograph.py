@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import dosde
+from backbones import backbone
 from dosde.solve import Model
 
 from . import gaussian
@@ -53,10 +54,7 @@ class StationaryGaussian:
 
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, gaussian.Gaussian]:
         """x_hat0, the picture interpolated by its own modes, and the posterior of x0. Errors: ValueError for a wrong shape."""
-        if picture.ndim != 4 or picture.shape[1] not in (1, 3) or picture.numel() == 0:
-            raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, 1 or 3, height, width) is needed")
-        if not 1 <= scale < math.inf:
-            raise ValueError(f"scale: {scale}; a number of at least 1 is needed")
+        backbone.check(picture, scale)
         h, w = picture.shape[-2:]
         size = H, W = max(1, round(h * scale)), max(1, round(w * scale))
         z = gaussian.dct2(_to_opponent(2 * picture - 1)) * math.sqrt(H * W / (h * w))

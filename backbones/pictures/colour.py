@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
 Fix = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -26,7 +28,7 @@ def wavelet(content: Tensor, style: Tensor, levels: int = 5) -> Tensor:
     pictures.
     """
     if levels < 1:
-        raise ValueError(f"levels: {levels}; at least 1 is needed")
+        raise Refused("levels", levels, "at least 1 is needed")
     content, style = _alike(content, style)
     result = style - content
     spare = torch.empty_like(result[0, 0])
@@ -63,9 +65,9 @@ COLOUR_FIXES: dict[str, Fix] = {"wavelet": wavelet, "adain": adain, "none": none
 def _alike(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
     """Both checked, in float32 or float64."""
     if content.ndim != 4 or content.numel() == 0:
-        raise ValueError(f"content: shape {tuple(content.shape)}; (batch, channels, height, width) is needed")
+        raise Refused("content", content, "(batch, channels, height, width) is needed", f"shape {tuple(content.shape)}")
     if style.shape != content.shape:
-        raise ValueError(f"style: shape {tuple(style.shape)}; that of content, {tuple(content.shape)}, is needed")
+        raise Refused("style", style, f"that of content, {tuple(content.shape)}, is needed", f"shape {tuple(style.shape)}")
     dtype = torch.promote_types(torch.promote_types(content.dtype, style.dtype), torch.float32)
     return content.to(dtype), style.to(dtype)
 

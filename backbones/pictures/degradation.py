@@ -29,7 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.pictures.io import luma
+from dosde.check import Refused
+
+from .io import luma
+from .resize import bicubic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Range = tuple[float, float]
@@ -81,24 +84,24 @@ class Stage:
     def __post_init__(self) -> None:
         for name in ("blur", "gaussian", "grey", "sinc"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)}; a probability is needed")
+                raise Refused(name, getattr(self, name), "a probability is needed")
         for name, weights in (("resize", self.resize), ("kinds", [weight for _, weight in self.kinds])):
             if min(weights, default=-1) < 0 or not math.isclose(sum(weights), 1):
-                raise ValueError(f"{name}: {getattr(self, name)}; probabilities that sum to 1 are needed")
+                raise Refused(name, getattr(self, name), "probabilities that sum to 1 are needed")
         for name in ("sigma", "factor", "std", "poisson", "quality", "generalised", "plateau"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name}: {getattr(self, name)}; 0 < low <= high is needed")
+                raise Refused(name, getattr(self, name), "0 < low <= high is needed")
         for name in ("factor", "generalised", "plateau"):
             low, high = getattr(self, name)
             if not low <= 1 <= high:
-                raise ValueError(f"{name}: {getattr(self, name)}; a range around 1 is needed")
+                raise Refused(name, getattr(self, name), "a range around 1 is needed")
         if self.quality[1] > 100:
-            raise ValueError(f"quality: {self.quality}; at most 100 is possible")
+            raise Refused("quality", self.quality, "at most 100 is possible")
         if not self.sizes or any(size < 1 or size % 2 == 0 for size in self.sizes):
-            raise ValueError(f"sizes: {self.sizes}; odd numbers are needed")
+            raise Refused("sizes", self.sizes, "odd numbers are needed")
         if unknown := {kind for kind, _ in self.kinds} - {kind for kind, _ in _KINDS}:
-            raise ValueError(f"kinds: {sorted(unknown)}; of {', '.join(kind for kind, _ in _KINDS)}")
+            raise Refused("kinds", sorted(unknown), f"of {', '.join((kind for kind, _ in _KINDS))}")
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,9 @@ class Degradation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.final_sinc <= 1:
-            raise ValueError(f"final_sinc: {self.final_sinc}; a probability is needed")
+            raise Refused("final_sinc", self.final_sinc, "a probability is needed")
         if not (isinstance(self.scale, int) and self.scale >= 1):
-            raise ValueError(f"scale: {self.scale}; a whole number of at least 1 is needed")
+            raise Refused("scale", self.scale, "a whole number of at least 1 is needed")
 
 
 REAL_ESRGAN = Degradation(
@@ -234,11 +237,16 @@ def apply(picture: Tensor, drawn: Drawn) -> Tensor:
     Errors: ValueError for another shape, or a picture smaller than the scale.
     """
     if picture.ndim != 3 or picture.shape[0] != 3 or min(picture.shape[1:]) < drawn.scale:
-        raise ValueError(f"picture: shape {tuple(picture.shape)}; (3, height, width), at least {drawn.scale}, is needed")
+        raise Refused(
+            "picture",
+            picture,
+            f"(3, height, width), at least {drawn.scale}, is needed",
+            f"shape {tuple(picture.shape)}",
+        )
     x = picture.detach().float()
     small = x.shape[1] // drawn.scale, x.shape[2] // drawn.scale
     if not drawn.steps:
-        x = torch.nn.functional.interpolate(x[None], small, mode="bicubic", antialias=True, align_corners=False)[0]
+        x = bicubic(x[None], small)[0]
         return _rounded(x)
     *before, last = drawn.steps
     for step in before:
@@ -285,7 +293,7 @@ def sinc(size: int, cutoff: float) -> Array:
 def _radius(size: int, sigma_x: float, sigma_y: float, angle: float) -> Array:
     """r^2 at each pixel."""
     if size < 1 or size % 2 == 0:
-        raise ValueError(f"size: {size}; an odd number is needed")
+        raise Refused("size", size, "an odd number is needed")
     y, x = np.mgrid[:size, :size] - size // 2
     along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     return np.asarray((along / sigma_x) ** 2 + (across / sigma_y) ** 2)

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
 from .io import Array
 
 _IQA = {"lpips": "lpips", "clipiqa": "clipiqa", "musiq": "musiq", "maniqa": "maniqa", "topiq": "topiq_nr"}
@@ -56,11 +58,11 @@ def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tupl
     """Y of both, (height, width) in float64."""
     for name, x in (("picture", picture), ("truth", truth)):
         if x.ndim != 4 or x.shape[0] != 1 or x.shape[1] not in (1, 3):
-            raise ValueError(f"{name}: shape {tuple(x.shape)}; (1, 1 or 3, height, width) is needed")
+            raise Refused(name, x, "(1, 1 or 3, height, width) is needed", f"shape {tuple(x.shape)}")
     if picture.shape[-2:] != truth.shape[-2:]:
-        raise ValueError(f"picture: {sides(picture)} pixels; {sides(truth)}, as the truth has, are needed")
+        raise Refused("picture", picture, f"{sides(truth)}, as the truth has, are needed", f"{sides(picture)} pixels")
     if border < 0 or min(truth.shape[-2:]) - 2 * border < least:
-        raise ValueError(f"border: {border}; {least} or more of {sides(truth)} pixels must be left, each way")
+        raise Refused("border", border, f"{least} or more of {sides(truth)} pixels must be left, each way")
     inside = (slice(None), *(slice(border, side - border) for side in truth.shape[-2:]))
     weights = np.array([65.481, 128.553, 24.966]) / 255
     one, other = (16 + np.tensordot(weights, rounded(x)[inside].astype(np.float64), 1) for x in (picture, truth))
@@ -70,7 +72,7 @@ def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tupl
 def rounded(picture: Tensor) -> Array:
     """(1, 1 or 3, height, width) in [0, 1] as 8 bits, (3, height, width)."""
     if not picture.isfinite().all():
-        raise ValueError("picture: holds NaN or infinity; numbers in [0, 1] are needed")
+        raise Refused("picture", picture, "numbers in [0, 1] are needed", "holds NaN or infinity")
     values = (picture[0].detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return values.expand(3, -1, -1).numpy()
 
@@ -106,7 +108,7 @@ def check_metrics(names: Sequence[str]) -> None:
     """Errors: ValueError for none, or for one that is not of `METRICS`."""
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
-        raise ValueError(f"metrics: {', '.join(map(repr, unknown)) or 'none'}; of {', '.join(METRICS)}")
+        raise Refused("metrics", list(names), f"of {', '.join(METRICS)}", ", ".join(map(repr, unknown)) or "none")
 
 
 def _iqa(name: str, device: torch.device | str) -> Metric:
@@ -115,13 +117,13 @@ def _iqa(name: str, device: torch.device | str) -> Metric:
     except ImportError as error:
         why = "" if error.name == "pyiqa" else f" ({error})"
         needs = f"needs the extra 'iqa' (in the repository: pip install '.[iqa]'){why}"
-        raise ValueError(f"metrics: {name}; {needs}") from None
+        raise Refused("metrics", name, needs, name) from None
     theirs, reference = _IQA[name], name in _WITH_REFERENCE
     try:
         network = pyiqa.create_metric(theirs, device=device)
     except Exception as error:  # of a download, a cache, an older version
         why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"metrics: {name}; pyiqa cannot load its {theirs} ({why})") from error
+        raise Refused("metrics", name, f"pyiqa cannot load its {theirs} ({why})", name) from error
     lower = bool(network.lower_better)
     kind = f"{'with' if reference else 'no'} reference, {'lower' if lower else 'higher'} is better"
     text = f"{theirs}, on R, G, B with the border, {kind}; pyiqa {pyiqa.__version__}"

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
 
 def tiled(
     function: Callable[..., Tensor],
@@ -41,8 +43,11 @@ def tiled(
     scale = Fraction(scale)
     if not inputs or any(x.ndim < 2 or x.shape[-2:] != inputs[0].shape[-2:] for x in inputs):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise ValueError(
-            f"inputs: shapes {shapes or 'none'}; one or more (..., height, width) of one height and width are needed"
+        raise Refused(
+            "inputs",
+            inputs,
+            "one or more (..., height, width) of one height and width are needed",
+            f"shapes {shapes or 'none'}",
         )
     height, width = inputs[0].shape[-2:]
     rows, columns = _axis(height, tile, overlap, multiple, scale), _axis(width, tile, overlap, multiple, scale)
@@ -51,7 +56,12 @@ def tiled(
     def called(*crops: Tensor) -> Tensor:
         part = function(*crops)
         if part.shape[-2:] != size:
-            raise ValueError(f"function: returned {tuple(part.shape)}; height and width {size} are needed, as scale is {scale}")
+            raise Refused(
+                "function",
+                part,
+                f"height and width {size} are needed, as scale is {scale}",
+                f"returned {tuple(part.shape)}",
+            )
         return part
 
     count = len(rows) * len(columns)
@@ -95,15 +105,15 @@ class _Span(NamedTuple):
 def _axis(size: int, tile: int, overlap: int, multiple: int, scale: Fraction) -> tuple[_Span, ...]:
     """The tiles along an axis with their weights, in float64."""
     if multiple < 1:
-        raise ValueError(f"multiple: {multiple}; at least 1 is needed")
+        raise Refused("multiple", multiple, "at least 1 is needed")
     if tile < 1 or tile % multiple:
-        raise ValueError(f"tile: {tile}; a multiple of {multiple}, at least {multiple}, is needed")
+        raise Refused("tile", tile, f"a multiple of {multiple}, at least {multiple}, is needed")
     if not 0 <= overlap < tile or overlap % multiple:
-        raise ValueError(f"overlap: {overlap}; a multiple of {multiple} from 0 to below tile = {tile} is needed")
+        raise Refused("overlap", overlap, f"a multiple of {multiple} from 0 to below tile = {tile} is needed")
     if size < 1 or size % multiple:
-        raise ValueError(f"inputs: a side of {size}; a multiple of {multiple}, at least {multiple}, is needed")
+        raise Refused("inputs", size, f"a multiple of {multiple}, at least {multiple}, is needed", f"a side of {size}")
     if scale <= 0 or (scale * multiple).denominator > 1:
-        raise ValueError(f"scale: {scale} with multiple = {multiple}; scale multiple must be a whole number above 0")
+        raise Refused("scale", scale, "scale multiple must be a whole number above 0", f"{scale} with multiple = {multiple}")
     length = min(tile, size)
     gaps = -((length - size) // (tile - overlap))
     # Rounded down in units of `multiple`, two neighbours are never more than tile - overlap apart, itself such a multiple.
