@@ -226,7 +226,7 @@ def networks(pipe: Any) -> list[nn.Module]:
 
 @contextmanager
 def plain(pipe: Any) -> Iterator[None]:
-    """Attention as softmax(q k^T) v, contiguous weights, and memory as malloc has it, for a while."""
+    """Attention as softmax(q k^T) v, contiguous weights, and memory as malloc usually gives it back, for a while."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
     from backbones.sd21 import malloc, stages
@@ -283,8 +283,10 @@ def run_once(
     if tower is not None:
         before, more = released(pipe, tower, clock)
         changes += more
+    from backbones.sd21 import malloc
+
     clock.seconds = {}
-    with replaced(changes):
+    with replaced(changes), malloc.kept():  # as in the command
         start = clock.now()
         with clock.stage("glue"):
             before()

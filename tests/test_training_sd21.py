@@ -58,7 +58,7 @@ def test_the_released_training_step(weights):
     job = job_of(weights)
     t = (recorded["t"].double() + 1) / 1000
     part = (recorded["t"].double() + 0.5) / 1000
-    assert torch.equal(job.times(part), t)
+    assert torch.equal(job.loss.times(part), t)
     moments = torch.cat([recorded["z0"] / job.pipe.vae.config.scaling_factor, torch.full_like(recorded["z0"], -30.0)], 1)
     batch = {"moments": moments, "z_hat0": recorded["z_hat0"], "part": part, "noise0": recorded["noise"]}
     with torch.no_grad():
@@ -158,10 +158,11 @@ def test_cached_latents_are_those_that_are_made(weights, tmp_path):
 
 def test_no_process_makes_latents_before_the_folder_is_known_to_have_none(weights, tmp_path, monkeypatch):
     """Else the first would find the second's, and take them for those of another run."""
-    job, found = job_of(weights, sd21={"cache": str(tmp_path / "cache"), "cache_samples": 2}), []
+    changes, found = {"sd21": {"cache": str(tmp_path / "cache"), "cache_samples": 2}}, []
+    job, data = job_of(weights, **changes), config.parse(content(weights, "runs/none", **changes)).data
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: found.append(list(tmp_path.rglob("*.safetensors"))))
-    job.samples(config.made_samples(job.config.data, 0), 1, 2)
+    job.samples(config.made_samples(data, 0), 1, 2)
     assert found == [[]]
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["00000001.safetensors"]
 

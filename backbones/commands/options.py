@@ -5,7 +5,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -156,8 +156,9 @@ class Solver:
     def upscaled(self, backbone: Backbone, picture: torch.Tensor, progress: bool) -> torch.Tensor:
         """A picture, upscaled; each has the noise of the seed afresh."""
         noise = torch.Generator().manual_seed(self.seed)
-        how = self.on(backbone)
-        return backbones.upscale(backbone, picture, self.scale, self.steps, self.order, noise=noise, progress=progress, **how)
+        how = {**self.on(backbone), "noise": noise, "progress": progress}
+        with _memory(self.name):
+            return backbones.upscale(backbone, picture, self.scale, self.steps, self.order, **how)
 
     def on(self, backbone: Backbone) -> dict[str, Any]:
         """Method and grid."""
@@ -186,6 +187,15 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
     check_seed(arguments.seed)
     check_images(command)
     return Solver(scale, steps, order, how, arguments.seed, *_backbone(arguments))
+
+
+def _memory(backbone: str) -> AbstractContextManager[None]:
+    """Memory that is used again rather than given back, for the backbone sd21: see `backbones.sd21.malloc`."""
+    if backbone != "sd21":
+        return nullcontext()
+    from backbones.sd21 import malloc
+
+    return malloc.kept()
 
 
 def check_seed(seed: int) -> None:

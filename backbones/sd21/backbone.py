@@ -15,6 +15,7 @@ from backbones import backbone
 from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
 from backbones.pictures import io as images
 from backbones.pictures.colour import COLOUR_FIXES
+from dosde.check import Refused
 from dosde.noise import Noise
 from dosde.process import Marginal
 from dosde.solve import Model
@@ -31,7 +32,13 @@ ABOUT = "DoSSR: SD 2.1 with a ControlNet"
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What encode knows of a picture and the later stages need."""
+    """What the later stages need of a picture.
+
+    Args:
+        made: I, hint and x_hat0.
+        tiles: the tiles of each stage.
+        grey: whether the picture has one channel.
+    """
 
     made: Prepared
     tiles: Tiles
@@ -40,7 +47,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class DoSSR:
-    """The `sd21` backbone: see `DoSSRPipeline`, whose arguments these are."""
+    """The backbone `sd21`: a `DoSSRPipeline` with some arguments of its call."""
 
     pipe: "DoSSRPipeline"
     context: Tensor
@@ -55,7 +62,7 @@ class DoSSR:
 
     @property
     def process(self) -> dosde.Process:
-        """That of the pipeline's scheduler."""
+        """The process of the pipeline's scheduler."""
         process: dosde.Process = self.pipe.scheduler.process
         return process
 
@@ -66,13 +73,13 @@ class DoSSR:
         return scale
 
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
-        """That of the pipeline's scheduler."""
+        """The grid of the pipeline's scheduler."""
         times: Tensor = self.pipe.scheduler.times(steps)
         return times
 
     @property
     def method(self) -> dosde.method.Method:
-        """That of the pipeline's scheduler, in its order."""
+        """The method of the pipeline's scheduler, with its order as the default."""
         scheduler = self.pipe.scheduler
         usual = scheduler.order_for(scheduler.config.solver_order)
 
@@ -83,7 +90,7 @@ class DoSSR:
         return method
 
     def encode(self, picture: Tensor, scale: float, noise: Noise | None = None) -> tuple[Tensor, Conditioning]:
-        """x_hat0, and I and the hint. noise: what a sampled source is drawn with, before the solve."""
+        """x_hat0, and what the later stages need; the noise is for a source that is sampled, before the solve."""
         rgb = picture.expand(-1, 3, -1, -1)
         tiles = self.pipe.tiles_for(rgb.shape, scale, self.tile, self.max_memory, self.negative is not None)
         made = self.pipe.prepare(rgb, scale, self.source, generator=noise, tiles=tiles)
@@ -136,14 +143,27 @@ def load(
 ) -> DoSSR:
     """The model in a folder (or a checkpoint file in the released layout), ready to run.
 
-    device: auto is a GPU where there is one. dtype: auto is bfloat16 on a GPU, float32 on the CPU.
-    Errors: ValueError that names the argument.
+    Args:
+        weights: a folder of `dosde convert`, or a checkpoint.
+        device: "auto" is a GPU where there is one.
+        dtype: "auto" is bfloat16 on a GPU, float32 on the CPU.
+        prompt: the prompt.
+        negative_prompt: for a guidance other than 1.
+        guidance_scale: 1: without guidance.
+        color_fix: "wavelet", "adain" or "none".
+        source: "mode" or "sample" of the VAE's posterior.
+        tile: "auto", a side in pixels of the output, or None for the picture whole.
+        max_memory: bytes that "auto" may use beside the weights.
+        progress: whether bars are shown.
+
+    Raises:
+        ValueError: an argument, or a file, cannot be used.
     """
     from .pipeline import DoSSRPipeline  # which imports diffusers; the command reads the options without it
 
     quiet()
     if not -1e6 < guidance_scale < 1e6:
-        raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")
+        raise Refused("guidance", guidance_scale, "a number is needed, 1 for none")
     place = backbone.device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():

@@ -1,4 +1,4 @@
-"""What a run tells: log.jsonl, TensorBoard, pictures of validations, a bar."""
+"""What a run reports: log.jsonl, TensorBoard, pictures of validations, a bar."""
 
 import contextlib
 import json
@@ -17,7 +17,14 @@ from .validation import Row
 
 
 class Logs:
-    """log.jsonl, TensorBoard where it is installed, validation pictures, and a bar with the loss and the time left."""
+    """log.jsonl, TensorBoard where it is installed, validation pictures, and a bar with the loss and the time left.
+
+    Args:
+        out: the folder of the run.
+        first: the steps that were done before.
+        progress: whether a bar and the results of validations are printed.
+        steps: the steps of the whole run.
+    """
 
     def __init__(self, out: Path, first: int, progress: bool, steps: int) -> None:
         from tqdm import tqdm
@@ -33,6 +40,7 @@ class Logs:
         self.board = _board(out / "tensorboard", first)
 
     def step(self, step: int, loss: float, rate: float, norm: float, write: bool) -> None:
+        """Reports a step of the optimizer: on the bar, and in the log if `write`."""
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         if write:
@@ -42,6 +50,7 @@ class Logs:
             self._write(row, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm})
 
     def validation(self, step: int, rows: list[Row]) -> None:
+        """Reports a validation after a step: means and single values in the log, and the pictures."""
         for n in dict.fromkeys(row.steps for row in rows):
             own = [row for row in rows if row.steps == n]
             psnr, ssim = (sum(getattr(row, key) for row in own) / len(own) for key in ("psnr", "ssim"))
@@ -71,7 +80,7 @@ class Logs:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole ones of a log."""
+    """The lines of a log that are whole."""
     rows = []
     if path.is_file():
         for line in path.read_text().splitlines():
