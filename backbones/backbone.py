@@ -18,20 +18,25 @@ A backbone of the command line also has a module with `ABOUT`, a few words, and 
 `Option`.
 """
 
+import functools
 import inspect
 import math
+import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 import dosde
-from dosde.check import Refused, require
+from dosde.check import Refused, describe, require
 from dosde.solve import Model
+
+P = ParamSpec("P")
+L = TypeVar("L", bound="Loaded")
 
 
 class Backbone(Protocol):
@@ -135,6 +140,43 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         shown = f"{name} ({str(error).splitlines()[0]})"
         raise Refused("device", name, "auto, cpu, or one that is here, is needed", shown) from None
+
+
+# -- What `load` returns ----------------------------------------------------------------------------------------------------
+
+
+class Loaded:
+    """A backbone that prints as the call that loaded it: backbones.load('embedded', tile=256)."""
+
+    def __repr__(self) -> str:
+        name, options = getattr(self, "_call", (None, vars(self)))
+        shown = ", ".join(f"{key}={_shown(value)}" for key, value in options.items())
+        if name is None:  # it was made without `load`
+            return f"{type(self).__name__}({shown})"
+        return f"backbones.load({name!r}{', ' if shown else ''}{shown})"
+
+
+def loads(name: str) -> Callable[[Callable[P, L]], Callable[P, L]]:
+    """Decorates the `load` of a backbone, so that what it returns knows the call: the name, and what is not the default."""
+
+    def decorate(load: Callable[P, L]) -> Callable[P, L]:
+        signature = inspect.signature(load)
+
+        @functools.wraps(load)
+        def called(*args: P.args, **kwargs: P.kwargs) -> L:
+            backbone = load(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            changed = {key: value for key, value in given.items() if value != signature.parameters[key].default}
+            object.__setattr__(backbone, "_call", (name, changed))  # backbones are frozen dataclasses
+            return backbone
+
+        return called
+
+    return decorate
+
+
+def _shown(value: object) -> str:
+    return repr(os.fspath(value)) if isinstance(value, os.PathLike) else describe(value)
 
 
 # -- Options ----------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from dosde.check import Refused
 from dosde.solve import Model
 from dosde.step import Method
 
-from .network import Config, Network
+from .network import Config, Network, blank
 
 ABOUT = "a small network"
 _KEY, _FORMAT = "dosde.embedded", 2
@@ -50,8 +50,8 @@ class Conditioning(NamedTuple):
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Embedded:
+@dataclass(frozen=True, repr=False)
+class Embedded(backbone.Loaded):
     """The `embedded` backbone.
 
     network  in evaluation mode, where it is to run.
@@ -154,6 +154,7 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
     write(path, tensors, {_KEY: said})
 
 
+@backbone.loads("embedded")
 def load(
     weights: Annotated[str | Path, Option("a .safetensors file", metavar="PATH")] = WEIGHTS,
     *,
@@ -180,8 +181,7 @@ def load(
     held, least = sum(t.numel() for t in tensors.values()), config.least
     if held < least:  # the network takes memory and time, on the meta device too: what symmetry ties together
         raise Refused("checkpoint", path, f"{least} or more are needed for what its config says", f"{path}: {held} weights")
-    with torch.device("meta"):  # no memory before the shapes are known to be those of the file, and no random numbers
-        network = Network(config)
+    network = blank(config)  # no memory before the shapes are known to be those of the file
     wanted = network.state_dict()
     for name, like in wanted.items():
         tensor = tensors.get(name)

@@ -21,7 +21,7 @@ Lakshminarayanan et al. 2017).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -157,7 +157,8 @@ class Network(nn.Module):
 
     x, x_hat0: (batch, 3, H, W), x_hat0 in [-1, 1], H and W multiples of `config.fold`. t: one time, or one a sample.
     F runs in the dtype of the weights (or of autocast), all else in that of x. For `solve`, in evaluation mode:
-    dosde.Denoiser(network, network.process, predicts="x0"). It can be copied, and kept by `save`, but not pickled.
+    dosde.Denoiser(network, network.process, predicts="x0"). A copy, and a pickle, is the configuration with the weights;
+    hooks are left behind.
 
     >>> network = Network(Config(width=8, blocks=1)).eval()
     >>> x_hat0 = torch.zeros(2, 3, 16, 24)
@@ -172,6 +173,10 @@ class Network(nn.Module):
         if self.process.field_shape:
             raise Refused("process", config.process, "one eta is needed", "eta is a field")
         self.members = nn.ModuleList(Member(config) for _ in range(config.members))
+
+    def __reduce__(self) -> tuple[object, ...]:  # torch does not pickle modules with weights that are computed
+        grads = [parameter.requires_grad for parameter in self.parameters()]
+        return _restored, (self.config, dict(self.state_dict()), self.training, grads)
 
     @property
     def weight(self) -> Tensor:
@@ -224,6 +229,20 @@ class Network(nn.Module):
         time = time.expand(len(h), -1)
         parts = [member(h[turn], time[turn]) for member, turn in zip(self.members, turns, strict=True)]
         return torch.cat(parts)[torch.cat(turns).argsort()]
+
+
+def _restored(config: Config, weights: Mapping[str, Tensor], training: bool, grads: Sequence[bool]) -> Network:
+    network = blank(config)
+    network.load_state_dict(weights, assign=True)
+    for parameter, grad in zip(network.parameters(), grads, strict=True):
+        parameter.requires_grad_(grad)
+    return network.to(network.weight.device).train(training)
+
+
+def blank(config: Config) -> Network:
+    """The network on the meta device: shapes without memory, and no random numbers drawn."""
+    with torch.device("meta"):
+        return Network(config)
 
 
 class Member(nn.Module):

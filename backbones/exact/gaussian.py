@@ -11,6 +11,7 @@ which is affine in x. So is every step, and the output of a plan is Gaussian: ru
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from torch import Tensor
 
 import dosde
 from dosde.check import Refused
+from dosde.recipe import ByValue
 from dosde.solve import Model
 from dosde.step import Coefficient
 
 
-@dataclass(frozen=True)
-class Basis:
+@dataclass(frozen=True, eq=False, repr=False)
+class Basis(ByValue):
     """An orthogonal map of the last `dims` dimensions of x to modes, and its inverse."""
 
     modes: Callable[[Tensor], Tensor]
@@ -37,8 +39,8 @@ class Basis:
             raise Refused("process", process, "one eta for all modes is needed", shown)
 
 
-@dataclass(frozen=True)
-class Gaussian:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gaussian(ByValue):
     """N(mean, C), C = diag(variance) in the basis. mean and variance are given in modes and broadcast against them."""
 
     mean: Tensor
@@ -101,7 +103,7 @@ class Gaussian:
 
 def diagonal(mean: Tensor, variance: Tensor) -> Gaussian:
     """Independent elements: mean and variance broadcast against x."""
-    return Gaussian(mean, _checked(variance), Basis(lambda x: x, lambda x: x, 0))
+    return Gaussian(mean, _checked(variance), Basis(_same, _same, 0))
 
 
 def full(mean: Tensor, covariance: Tensor) -> Gaussian:
@@ -112,7 +114,7 @@ def full(mean: Tensor, covariance: Tensor) -> Gaussian:
     least = float(variance.min())
     if least < -100 * torch.finfo(variance.dtype).eps * float(variance.abs().max()):
         raise Refused("covariance", covariance, "none may be negative", f"eigenvalue {least:g}")
-    basis = Basis(lambda x: x @ vectors.to(x), lambda x: x @ vectors.mT.to(x), 1)
+    basis = Basis(partial(_times, vectors), partial(_times, vectors.mT), 1)
     return Gaussian(mean @ vectors, variance.clamp(min=0), basis)
 
 
@@ -126,18 +128,30 @@ def fourier(mean: Tensor, spectrum: Tensor) -> Gaussian:
     if not spectrum.allclose(mirrored):
         shown = "not symmetric under f -> -f, so not that of a real picture"
         raise Refused("spectrum", spectrum, "a symmetric one is needed", shown)
-
-    def hartley(x: Tensor) -> Tensor:
-        modes = torch.fft.fft2(x, norm="ortho")
-        real: Tensor = modes.real + modes.imag
-        return real
-
     return Gaussian(hartley(mean), _checked(spectrum), Basis(hartley, hartley, 2))
 
 
 def cosine(mean: Tensor, spectrum: Tensor) -> Gaussian:
     """A stationary picture with mirrored borders: mean (..., H, W) in pixels, spectrum (..., H, W) the variance by DCT mode."""
     return Gaussian(dct2(mean), _checked(spectrum), Basis(dct2, idct2, 2))
+
+
+# The maps of bases are functions with names, not closures, so that a Gaussian can be copied and pickled.
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _times(matrix: Tensor, x: Tensor) -> Tensor:
+    return x @ matrix.to(x)
+
+
+def hartley(x: Tensor) -> Tensor:
+    """The orthonormal Hartley transform of the last two dimensions, which is its own inverse."""
+    modes = torch.fft.fft2(x, norm="ortho")
+    real: Tensor = modes.real + modes.imag
+    return real
 
 
 def dct2(x: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 import dosde
 from dosde.check import Refused
+from dosde.recipe import ByValue
 from dosde.solve import Model
 
 
-@dataclass(frozen=True)
-class Mixture:
+@dataclass(frozen=True, eq=False, repr=False)
+class Mixture(ByValue):
     """Weights (K,) or (batch, K), means (K, d) or (batch, K, d), covariances (K, d, d)."""
 
     weights: Tensor

@@ -34,8 +34,8 @@ _OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, 
 _ROUNDING = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits, in the range [-1, 1]
 
 
-@dataclass(frozen=True)
-class StationaryGaussian:
+@dataclass(frozen=True, repr=False)
+class StationaryGaussian(backbone.Loaded):
     """The `gaussian` backbone: see the module."""
 
     process: dosde.Process = field(
@@ -137,6 +137,7 @@ def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     return torch.exp(y_mean + beta * x_mean)[..., None, None], beta[..., None, None]
 
 
+@backbone.loads("gaussian")
 def load(process: dosde.Process | None = None) -> StationaryGaussian:
     """The backbone `gaussian`; the command line has no options for it."""
     return StationaryGaussian() if process is None else StationaryGaussian(process)

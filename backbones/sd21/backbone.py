@@ -45,8 +45,8 @@ class Conditioning:
     grey: bool
 
 
-@dataclass(frozen=True)
-class DoSSR:
+@dataclass(frozen=True, repr=False)
+class DoSSR(backbone.Loaded):
     """The backbone `sd21`: a `DoSSRPipeline` with some arguments of its call."""
 
     pipe: "DoSSRPipeline"
@@ -119,6 +119,7 @@ def amount(text: str) -> float:
     return size
 
 
+@backbone.loads("sd21")
 def load(
     weights: Annotated[
         str | Path,
