@@ -18,6 +18,8 @@ from backbones.training import config, loop
 from backbones.training.sd21 import SD21
 from backbones.weights import part
 
+SHIFTS = ("in_layers.2.bias", "emb_layers.1.bias", "emb_layers.1.weight")  # of channels, before a normalisation of each
+
 
 @pytest.fixture(scope="module")
 def weights(sd21_folder):
@@ -75,9 +77,17 @@ def test_the_released_training_step(weights):
     known = info["grad_norm_sum_absmax"]
     assert set(known) == set(gradients)
     largest = max(norm for norm, _, _ in known.values())
+    # A normalisation of single channels takes off what some weights add, and a softmax over one place what a query and a key
+    # do. Their exact gradient is 0; in float32 it is rounding, which is another one for other numbers of threads.
+    none = {name for name, (norm, _, _) in known.items() if norm < 3e-6 * largest}
+    shifts = {f"input_blocks.{i}.0.{layer}" for i in (1, 2) for layer in SHIFTS}
+    assert none == shifts | {f"middle_block.1.transformer_blocks.0.attn1.to_{kind}.weight" for kind in "qk"}
     for name, (norm, total, _) in known.items():
-        floor = 1e-6 * largest  # of float32: what a normalisation takes off has no gradient else
-        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-4, abs=floor), name
+        floor = 1e-6 * largest
+        if name in none:
+            assert float(gradients[name].norm()) < 5e-6 * largest, name
+        else:
+            assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-4, abs=floor), name
         assert float(gradients[name].sum()) == pytest.approx(
             total, abs=(1e-4 * norm + floor) * gradients[name].numel() ** 0.5
         ), name

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones import weights
+from backbones import weights, whole
 from backbones.weights import Tensors
 from dosde.check import Refused
 
@@ -56,7 +56,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
         "scheduler": ("dosde.interop.diffusers", "DoSDEScheduler"),
         "tokenizer": ("transformers", "CLIPTokenizer") if tokenizer else (None, None),
     }
-    with folders.written_whole(folder) as place:
+    with whole.folder(folder) as place:
         for component, library in _LIBRARIES.items():
             index[component] = library if component in parts.tensors else (None, None)
             if component not in parts.tensors:

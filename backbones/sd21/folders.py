@@ -1,8 +1,6 @@
-"""Folders in diffusers' layout: checked before they are loaded, written whole or not at all."""
+"""Folders in diffusers' layout: checked before they are loaded."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,22 +94,6 @@ def unused(folder: Path) -> Tensors:
 def write_unused(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes the released tensors that no component uses, so that a conversion back is exact."""
     weights.write(folder / UNUSED, tensors)
-
-
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder beside it that takes its place at the end, if nothing fails."""
-    folder = folder.resolve()  # behind a link
-    part = folder.with_name(f".{folder.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.is_dir():
-            folder.rmdir()  # only an empty one
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

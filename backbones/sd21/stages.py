@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import boxes, tiled
 from dosde import check
 from dosde.check import Refused
@@ -141,8 +142,7 @@ def preprocess(net: Any, picture: Tensor, scale: float, device: torch.device, ti
         larger = staged("preprocess", run, net, larger, tile, net.config.scale, 1, bar)
     larger = larger.clamp(0, 1) if larger is picture else larger.clamp_(0, 1)
     if list(larger.shape[-2:]) != size:
-        larger = torch.nn.functional.interpolate(larger, size, mode="bicubic", antialias=True, align_corners=False)
-        larger.clamp_(0, 1)
+        larger = bicubic(larger, size).clamp_(0, 1)
     return larger
 
 

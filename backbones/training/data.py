@@ -22,13 +22,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from backbones.pictures import io as images
 from backbones.pictures import procedural
 from backbones.pictures.degradation import Degradation, apply, sample
+from backbones.pictures.resize import bicubic
 from dosde.check import Refused
 
 TRAINED = {
@@ -331,7 +331,7 @@ def cropped(colour: Tensor, crop: int, generator: np.random.Generator, shrink: f
     square = square.flip(2) if mirror else square
     square = square.float() / 255 if square.dtype == torch.uint8 else square
     if side > crop:
-        square = F.interpolate(square[None], (crop, crop), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        square = bicubic(square[None], (crop, crop))[0].clamp(0, 1)
     return square.contiguous()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from backbones import whole
 from backbones.pictures import io as images
 
 from .validation import Row
@@ -32,9 +32,8 @@ class Logs:
         self.out, self.start, self.first, self.progress = out, time.perf_counter(), first, progress
         path = out / "log.jsonl"
         kept = [line for line in _lines(path) if line["step"] <= first]  # what came after the checkpoint comes again
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(part, path)
+        with whole.file(path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a", buffering=1)
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=not (progress and sys.stderr.isatty()))
         self.board = _board(out / "tensorboard", first)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 import dosde
 from backbones import embedded
 from backbones.embedded import source
-from backbones.weights import check, weights_of, write_safetensors
+from backbones.weights import check, weights_of, write
 from dosde import presets
 from dosde.check import Refused
 from dosde.prediction import Predicts
@@ -118,7 +118,7 @@ class Embedded:
                 embedded.save(path, network, metadata)  # as `dosde upscale --backbone embedded` reads it
                 return path
         own = {"network": self._model.network, "options": json.dumps(self._model.options)}
-        write_safetensors(path, tensors, {**metadata, **own})
+        write(path, tensors, {**metadata, **own})
         return path
 
 

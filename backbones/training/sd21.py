@@ -10,7 +10,6 @@ pipeline.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +22,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import dosde
-from backbones.sd21 import folders, parts
+from backbones import whole
+from backbones.pictures.resize import bicubic
+from backbones.sd21 import parts
 from backbones.sd21.backbone import quiet
 from backbones.sd21.pipeline import DoSSRPipeline
-from backbones.weights import read_safetensors, write_safetensors
+from backbones.weights import read_safetensors, write
 from dosde.check import Refused
 
 from .config import Config, Times
@@ -90,7 +91,7 @@ class SD21:
             return read_safetensors(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
         context = pipe.encode_prompt(own.prompt, "sd21.prompt")
         if not dist.is_initialized() or dist.get_rank() == 0:  # one writes
-            write_safetensors(path, {"context": context}, {})
+            write(path, {"context": context}, {})
         return context
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
@@ -104,7 +105,7 @@ class SD21:
             if not cached.path(number).exists():
                 sample = cached.source(number)
                 moments, z_hat0 = self.encoded(*(sample[name][None].to(self.context.device) for name in ("hr", "lr")))
-                write_safetensors(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
+                write(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
         if not self.validates:  # nothing needs them any more
             for module in (self.pipe.vae, self.pipe.hint_encoder, self.pipe.preprocessor):
                 if module is not None:
@@ -179,7 +180,7 @@ class SD21:
         before, path = self.pipe.folder, folder / "pipeline"
         assert before is not None
         shutil.rmtree(path, ignore_errors=True)
-        with folders.written_whole(path) as place:
+        with whole.folder(path) as place:
             shutil.copytree(
                 before, place, dirs_exist_ok=True, ignore=lambda at, _: ["controlnet"] if Path(at) == before else []
             )
@@ -235,9 +236,8 @@ class Cached(Dataset[Batch]):
             if self.folder.is_dir() and any(self.folder.glob("0*.safetensors")):
                 raise Refused("sd21.cache", self.folder, "another folder is needed", f"{self.folder} holds other files")
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(".cache.json.part")
-            part.write_text(json.dumps(fingerprint))
-            os.replace(part, path)
+            with whole.file(path) as part:
+                part.write_text(json.dumps(fingerprint))
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         return read_safetensors(self.path(key[1]))[0]
@@ -251,7 +251,5 @@ def _fingerprint(config: Config) -> dict[str, Any]:
 
 
 def _resized(picture: Tensor, size: list[int]) -> Tensor:
-    """Bicubic, antialiased; unclamped."""
-    if list(picture.shape[-2:]) == size:
-        return picture
-    return torch.nn.functional.interpolate(picture, size, mode="bicubic", antialias=True, align_corners=False)
+    """A picture in another size, unclamped."""
+    return picture if list(picture.shape[-2:]) == size else bicubic(picture, size)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.weights import Tensors, check, part, write_safetensors
+from backbones.weights import Tensors, check, part, write
 from dosde.check import Refused
 
 
@@ -41,7 +41,7 @@ def save(out: Path, step: int, tensors: Mapping[str, Tensor], config: Mapping[st
         OSError: the checkpoint cannot be written; then nothing has changed.
     """
     metadata = {"format": "pt", "step": str(step), "config": json.dumps(config)}
-    write_safetensors(out / "checkpoints" / f"{step:08d}.safetensors", tensors, metadata)
+    write(out / "checkpoints" / f"{step:08d}.safetensors", tensors, metadata)
     for _, path in every(out)[:-keep]:
         path.unlink(missing_ok=True)
 
