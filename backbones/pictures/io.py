@@ -232,7 +232,7 @@ def check(path: Path, picture: Picture) -> None:
 
 
 def _plain(image: "Image") -> "Image":
-    """As 8-bit grey or colour, with alpha where there is any."""
+    """The image as 8-bit grey or colour, with alpha where there is any."""
     clear = "transparency" in image.info or image.mode in ("PA", "RGBa", "La", "LA", "RGBA")
     if image.mode == "La":  # converts to this alone
         image = image.convert("LA")
