@@ -115,7 +115,7 @@ def _jobs(inputs: Sequence[Path], out: Path, scale: float) -> list[tuple[Path, P
 
 
 def _names(sources: Sequence[Path], scale: float) -> list[str]:
-    """The names of the results. Sources that differ in their suffix alone (a.jpg, a.png) keep it: no result replaces another."""
+    """The names of the results. Sources that differ in their suffix alone (a.jpg, a.png) keep it, so none replaces another."""
     same = Counter(p.stem for p in sources)
     suffixes = [p.suffix.replace(".", "_") if same[p.stem] > 1 else "" for p in sources]
     return [f"{p.stem}{suffix}_x{scale:.12g}.png" for p, suffix in zip(sources, suffixes, strict=True)]
