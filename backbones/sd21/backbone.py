@@ -35,12 +35,12 @@ class Conditioning:
     """What the later stages need of a picture.
 
     Args:
-        made: I, hint and x_hat0.
+        prepared: I, hint and x_hat0.
         tiles: the tiles of each stage.
         grey: whether the picture has one channel.
     """
 
-    made: Prepared
+    prepared: Prepared
     tiles: Tiles
     grey: bool
 
@@ -98,12 +98,12 @@ class DoSSR(backbone.Loaded):
 
     def denoiser(self, conditioning: Conditioning) -> Model:
         """U-Net and ControlNet for this picture."""
-        hint, tile = conditioning.made.hint, conditioning.tiles.solve
+        hint, tile = conditioning.prepared.hint, conditioning.tiles.solve
         return self.pipe.denoiser(hint, self.context, self.negative, self.guidance_scale, tile=tile)
 
     def decode(self, x0: Tensor, conditioning: Conditioning) -> Tensor:
         """The picture, in the colours of I; grey where it was grey."""
-        picture = self.pipe.finish(x0, conditioning.made.reference, self.color_fix, tile=conditioning.tiles.decode).cpu()
+        picture = self.pipe.finish(x0, conditioning.prepared.reference, self.color_fix, tile=conditioning.tiles.decode).cpu()
         return images.luma(picture) if conditioning.grey else picture
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from backbones import weights, whole
+from backbones.backbone import DTYPES as DTYPES
 from backbones.weights import Tensors
 from dosde.check import Refused
 
@@ -23,7 +24,7 @@ TOKENS = {
     "clean, high-resolution, 8k": (49406, 3772, 267, 1400, 268, 9977, 267, 279, 330, 49407),
     "": (49406, 49407),
 }
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 _LIBRARIES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "unet": ("diffusers", "UNet2DConditionModel"),
