@@ -1,4 +1,10 @@
-"""Files of tensors, read as data: safetensors, or pickles of nothing but tensors. What they say beside; writing them whole."""
+"""Files of tensors: read as data, never executed; written whole or not at all.
+
+read               tensors of a checkpoint of any origin: .safetensors, or a pickle of nothing but tensors
+read_safetensors   tensors and metadata of a file of ours, exactly as they were written
+metadata           the metadata alone
+write              a file
+"""
 
 import os
 import re
@@ -19,10 +25,15 @@ Tensors = dict[str, Tensor]
 
 
 def read(path: Path | str) -> Tensors:
-    """The tensors of a checkpoint file, mapped, not copied, into memory where its format permits.
+    """The tensors of a checkpoint file by name, mapped into memory, not copied, where its format permits.
 
-    An outer `state_dict` (of networks alone: params_ema, params) and a prefix `module.` are taken off. A pickle is never
-    executed. Errors: ValueError, one line, that names the file.
+    An outer `state_dict` (or params_ema, params) and a prefix `module.` are taken off. A pickle is never executed.
+
+    Args:
+        path: a file that ends in one of `SUFFIXES`.
+
+    Raises:
+        Refused: in one line that names the file, where it is missing, broken, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,7 +87,10 @@ def _no_file(path: Path | str, reason: str) -> Refused:
 
 
 def aligned(module: nn.Module) -> nn.Module:
-    """The same, with weights at addresses of their own: BLAS rounds otherwise where a mapped file puts them elsewhere."""
+    """The module, its weights on the CPU moved to multiples of 64 bytes where a mapped file put them elsewhere.
+
+    BLAS rounds differently at other addresses.
+    """
     for parameter in module.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
@@ -84,7 +98,11 @@ def aligned(module: nn.Module) -> nn.Module:
 
 
 def metadata(path: Path | str) -> dict[str, str]:
-    """What a safetensors file says beside its tensors. Errors: ValueError, one line, that names the file."""
+    """The metadata of a safetensors file.
+
+    Raises:
+        Refused: in one line that names the file, where it cannot be read.
+    """
     from safetensors import safe_open
 
     try:
@@ -130,13 +148,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | 
         raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """`write` under its former name."""
-    write(path, tensors, metadata)
-
-
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata. Errors: ValueError, one line."""
+    """The tensors and the metadata of a safetensors file, as they were written.
+
+    Raises:
+        Refused: in one line that names the file, where it cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -148,12 +165,21 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
-    """Those with the prefix, without it."""
+    """The tensors whose names have a prefix, under the rest of their names."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Errors: ValueError that names a missing, unexpected or differently shaped tensor."""
+    """Compares the tensors of a file with those of a network.
+
+    Args:
+        path: the file, for messages.
+        tensors: what it holds.
+        wanted: what the network needs; shapes alone are looked at.
+
+    Raises:
+        Refused: that names a missing, unexpected or differently shaped tensor.
+    """
     for name, tensor in wanted.items():
         if name not in tensors:
             raise Refused("checkpoint", path, "weights of this network are needed", f"{path} has no tensor {name}")
@@ -166,7 +192,11 @@ def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor
 
 
 def weights_of(path: Path) -> Tensors:
-    """The weights in a file: the averages of a checkpoint, or whatever tensors it has; in float32. Errors: ValueError."""
+    """The weights in a safetensors file, in float32: the averages in a checkpoint of a training, or all tensors.
+
+    Raises:
+        Refused: where the file is missing or cannot be read.
+    """
     if not path.is_file():
         raise Refused("checkpoint", path, "no such file")
     tensors, _ = read_safetensors(path)

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import backbones
+from backbones import embedded, evaluation
+from backbones.backbone import Backbone
+from backbones.pictures import metrics
 from dosde import __version__
 from dosde.check import Refused, describe, require
 from dosde.plan import default_order
@@ -34,8 +38,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from backbones import Backbone
-
     from .options import Commands
 
 
@@ -101,8 +103,6 @@ def _check_use(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from backbones import evaluation
-
     with flags():
         print(evaluation.compare(arguments.compare, [] if arguments.across is None else arguments.across.split(",")))
     return 0
@@ -120,10 +120,6 @@ def _measure(arguments: argparse.Namespace) -> int:
     check_images("evaluate")
     solver = solver_of(arguments, "evaluate") if arguments.results is None else None
     from tqdm import tqdm
-
-    import backbones
-    from backbones import evaluation
-    from backbones.pictures import metrics
 
     scale = int(arguments.scale)
     border = scale if arguments.border is None else arguments.border
@@ -174,10 +170,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _about(solver: Solver, backbone: "Backbone") -> dict[str, object]:
-    """What upscales, for the record: of the weights the name, and what their file holds."""
-    from backbones import embedded
-
+def _about(solver: Solver, backbone: Backbone) -> dict[str, object]:
+    """What upscales, for the record; of the weights the name, and a digest of their file."""
     given = dict(solver.options)
     weights = given.pop("weights", embedded.WEIGHTS if solver.name == "embedded" else None)
     path = None if weights is None else Path(str(weights)).resolve()

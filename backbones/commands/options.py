@@ -29,7 +29,7 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
     "ode": (method.ode, None),
     "resshift": (method.resshift, 1),
 }
-"""By name: the method, and its highest order, None for any."""
+"""Methods by name, each with its highest order; None is any."""
 FEW_STEP = "few_step"  # presets.few_step: the method and the times follow from the backbone's residual scale
 NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
 NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"

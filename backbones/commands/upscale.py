@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from backbones import whole
+from backbones.pictures import io as images
+from backbones.pictures.resize import bicubic
 from dosde.check import require
 
 from .options import Unusable, add_backbones, add_solver, loaded, path_of, reason_of, solver_of, warn_above_bars
@@ -42,8 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Upscales; returns the exit status."""
     solver = solver_of(arguments, "upscale")
     from tqdm import tqdm
-
-    from backbones import whole
 
     try:
         jobs = _jobs(arguments.inputs, arguments.out, arguments.scale)
@@ -81,8 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _jobs(inputs: Sequence[Path], out: Path, scale: float) -> list[tuple[Path, Path]]:
     """(source, target) for every picture, in a predictable order."""
-    from backbones.pictures import io as images
-
     suffixes = " ".join(images.SUFFIXES)
     sources: list[Path] = []
     for given in inputs:
@@ -115,7 +114,7 @@ def _jobs(inputs: Sequence[Path], out: Path, scale: float) -> list[tuple[Path, P
 
 
 def _names(sources: Sequence[Path], scale: float) -> list[str]:
-    """Of the results. Sources that differ in their suffix only (a.jpg, a.png) keep it, or one would overwrite the other."""
+    """The names of the results. Sources that differ in their suffix alone (a.jpg, a.png) keep it, so none replaces another."""
     same = Counter(p.stem for p in sources)
     suffixes = [p.suffix.replace(".", "_") if same[p.stem] > 1 else "" for p in sources]
     return [f"{p.stem}{suffix}_x{scale:.12g}.png" for p, suffix in zip(sources, suffixes, strict=True)]
@@ -123,9 +122,6 @@ def _names(sources: Sequence[Path], scale: float) -> list[str]:
 
 def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Upscales one file; returns its sizes in words."""
-    from backbones.pictures import io as images
-    from backbones.pictures.resize import bicubic
-
     picture = images.read(source)
     images.check(target, picture)
     colour = upscaled(picture.colour)

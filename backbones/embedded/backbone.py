@@ -54,10 +54,11 @@ class Conditioning(NamedTuple):
 class Embedded(backbone.Loaded):
     """The `embedded` backbone.
 
-    network  in evaluation mode, where it is to run.
-    about    what the file says of its training.
-    tile     a side above which the output is made in tiles, None for never. They overlap by four times the radius of the
-             network, so that they give what the untiled network gives (see `tiling`).
+    Args:
+        network: in evaluation mode, on the device where it is to run.
+        about: what the file says of its training.
+        tile: a side above which the output is made in tiles, None for never. They overlap by four times the radius of the
+            network, so that they give what the untiled network gives (see `tiling`).
     """
 
     network: Network
@@ -74,18 +75,18 @@ class Embedded(backbone.Loaded):
 
     @property
     def overlap(self) -> int:
-        """Of the tiles, in pixels."""
+        """By which tiles overlap, in pixels."""
         c = self.network.config
         return math.ceil(Fraction(4 * c.radius, c.fold)) * c.fold
 
     @property
     def process(self) -> dosde.Process:
-        """That of the network."""
+        """The network's process."""
         return self.network.process
 
     @property
     def residual_scale(self) -> float:
-        """That of the pictures that the network was trained on."""
+        """The residual scale of the pictures that the network was trained on."""
         return self.network.config.scale
 
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
@@ -100,7 +101,13 @@ class Embedded(backbone.Loaded):
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, Conditioning]:
         """x_hat0, four times as large whatever the scale, continued by mirroring to sides that suit the network.
 
-        Errors: ValueError for a wrong shape or scale.
+        Args:
+            picture: (batch, 1 or 3, height, width) in [0, 1].
+            scale: at least 1.
+            noise: unused; the source is not drawn.
+
+        Raises:
+            Refused: for another shape or scale.
         """
         backbone.check(picture, scale)
         h, w = picture.shape[-2:]
@@ -133,9 +140,16 @@ class Embedded(backbone.Loaded):
 
 
 def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
-    """Writes the network to a .safetensors file, whole or not at all: weights as float16, and `about`, which JSON can hold.
+    """Writes the network to a file, whole or not at all: weights as float16, configuration and `about` as JSON.
 
-    about: on what and how it was trained. Errors: ValueError for another suffix, weights that float16 cannot hold; OSError.
+    Args:
+        path: a .safetensors file.
+        network: what to write.
+        about: what it was trained on, and by what; JSON must hold it.
+
+    Raises:
+        Refused: for another suffix, weights that float16 cannot hold, and an `about` that JSON cannot.
+        OSError: where the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -209,7 +223,7 @@ def load(
 
 
 def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
-    """The JSON in a file. Errors: ValueError, one line, that names the file."""
+    """The configuration in a file, and what it says of the training."""
     said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
     if said is None:
         shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"

@@ -53,9 +53,10 @@ _PROCESSES: dict[str, Callable[..., dosde.Process]] = {"domain_shift": _domain_s
 class ProcessConfig:
     """A process by name and numbers, as a file holds it.
 
-    kind  domain_shift (schedule: scaled_linear, linear, cosine; t1, None for plain diffusion), resshift (T, kappa, eta_min,
-          eta_max, p), flow (kappa).
-    parameters  the others are at their defaults.
+    Args:
+        kind: domain_shift (schedule: scaled_linear, linear, cosine; t1, None for plain diffusion), resshift (T, kappa,
+            eta_min, eta_max, p), flow (kappa).
+        parameters: by name; others have their defaults.
 
     >>> ProcessConfig("domain_shift", {"t1": 1 / 3}).process().t1
     0.3333333333333333
@@ -88,12 +89,15 @@ def _positive(value: object) -> bool:
 class Config:
     """What makes a Network, but for its weights.
 
-    scale      s: std of x0 - x_hat0 per element, over the training pictures in [-1, 1].
-    width      channels, a multiple of 8.
-    blocks     residual blocks, of two convolutions each.
-    fold       pixels of a side that become channels.
-    embedding  channels of the time.
-    members    networks that F is the mean of.
+    Args:
+        scale: s, the std of x0 - x_hat0 per element, over the training pictures in [-1, 1].
+        width: channels, a multiple of 8.
+        blocks: residual blocks, of two convolutions each.
+        fold: pixels of a side that become channels.
+        embedding: channels of the time.
+        channels: of pictures.
+        process: what it is trained for.
+        members: networks that F is the mean of.
     """
 
     scale: float = 0.15
@@ -123,7 +127,7 @@ class Config:
 
     @property
     def least(self) -> int:
-        """Of how many numbers its weights are made at least: all, but for biases and what has to do with the time alone."""
+        """A lower bound of the count of its weights: all but biases, and what has to do with the time alone."""
         ends = 9 * self.width * self.channels * (4 * self.fold**2 + 1)
         blocks = self.blocks * 2 * self.width * (9 * self.width + self.embedding)
         return self.members * (self.embedding**2 + (ends + blocks) // symmetry.EIGHT)
@@ -134,7 +138,11 @@ class Config:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "Config":
-        """The inverse of `to_json`. Errors: ValueError that names a key."""
+        """The inverse of `to_json`.
+
+        Raises:
+            Refused: that names a key.
+        """
         if not isinstance(values, Mapping):
             raise Refused("config", values, "values by name are needed")
         known = Config.__dataclass_fields__
@@ -155,7 +163,6 @@ class Config:
 class Network(nn.Module):
     """(x, x_hat0, t) -> x0. The module's docstring has the equations.
 
-    x, x_hat0: (batch, 3, H, W), x_hat0 in [-1, 1], H and W multiples of `config.fold`. t: one time, or one a sample.
     F runs in the dtype of the weights (or of autocast), all else in that of x. For `solve`, in evaluation mode:
     dosde.Denoiser(network, network.process, predicts="x0"). A copy, and a pickle, is the configuration with the weights;
     hooks are left behind.
@@ -184,7 +191,16 @@ class Network(nn.Module):
         return next(self.parameters())
 
     def forward(self, x: Tensor, x_hat0: Tensor, t: float | Tensor) -> Tensor:
-        """The estimate of x0. Errors: ValueError for shapes that do not fit."""
+        """The estimate of x0.
+
+        Args:
+            x: (batch, channels, H, W); H and W are multiples of `config.fold`.
+            x_hat0: in the shape of x, in [-1, 1].
+            t: one time, or one a sample.
+
+        Raises:
+            Refused: for shapes that do not fit.
+        """
         c = self.config
         if x.ndim != 4 or x.shape != x_hat0.shape or x.shape[1] != c.channels or any(n % c.fold for n in x.shape[-2:]):
             raise Refused(

@@ -26,14 +26,20 @@ from dosde.step import Coefficient
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Basis(ByValue):
-    """An orthogonal map of the last `dims` dimensions of x to modes, and its inverse."""
+    """An orthogonal map of the last `dims` dimensions of x to modes, and its inverse.
+
+    Args:
+        modes: pixels -> modes.
+        pixels: modes -> pixels.
+        dims: how many dimensions, from the last, it maps.
+    """
 
     modes: Callable[[Tensor], Tensor]
     pixels: Callable[[Tensor], Tensor]
     dims: int
 
     def check(self, process: dosde.Process) -> None:
-        """ValueError where eta is a field over the dimensions of the map: modes would mix its elements."""
+        """Refuses an eta that is a field over the dimensions of the map: modes would mix its elements."""
         if self.dims and any(n != 1 for n in process.field_shape[-self.dims :]):
             shown = f"eta is a field of shape {process.field_shape}, which varies over the modes' dimensions"
             raise Refused("process", process, "one eta for all modes is needed", shown)
@@ -41,7 +47,13 @@ class Basis(ByValue):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gaussian(ByValue):
-    """N(mean, C), C = diag(variance) in the basis. mean and variance are given in modes and broadcast against them."""
+    """N(mean, C), C = diag(variance) in the basis.
+
+    Args:
+        mean: in modes; it broadcasts against them.
+        variance: the same.
+        basis: from pixels to modes.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -75,7 +87,10 @@ class Gaussian(ByValue):
     def law(self, process: dosde.Process, x_hat0: Tensor, **how: Any) -> "Gaussian":
         """The law of `dosde.solve(self.model(process), x_hat0, process=process, **how)`, exact.
 
-        x_hat0: one sample, float64, without a batch dimension. `how`: steps, order, method, grid.
+        Args:
+            process: see `dosde.solve`.
+            x_hat0: one sample, float64, without a batch dimension.
+            how: steps, order, method, grid.
         """
         self.basis.check(process)
         source = self.basis.modes(x_hat0).to(torch.float64)
@@ -165,7 +180,7 @@ def idct2(modes: Tensor) -> Tensor:
 
 
 def _dct(x: Tensor) -> Tensor:
-    """Of the last dimension, by an FFT of the same length (Makhoul 1980)."""
+    """The DCT of the last dimension, by an FFT of the same length (Makhoul 1980)."""
     n = x.shape[-1]
     reordered = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
     modes: Tensor = (torch.fft.fft(reordered) * _twiddle(n, x)).real

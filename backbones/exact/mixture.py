@@ -23,7 +23,13 @@ from dosde.solve import Model
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mixture(ByValue):
-    """Weights (K,) or (batch, K), means (K, d) or (batch, K, d), covariances (K, d, d)."""
+    """sum_k weights_k N(means_k, covariances_k).
+
+    Args:
+        weights: (K,) or (batch, K), >= 0 with the sum 1.
+        means: (K, d) or (batch, K, d).
+        covariances: (K, d, d).
+    """
 
     weights: Tensor
     means: Tensor

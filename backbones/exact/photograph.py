@@ -36,7 +36,7 @@ _ROUNDING = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits, in the range 
 
 @dataclass(frozen=True, repr=False)
 class StationaryGaussian(backbone.Loaded):
-    """The `gaussian` backbone: see the module."""
+    """The backbone `gaussian`: see the module."""
 
     process: dosde.Process = field(
         default_factory=lambda: dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
@@ -55,7 +55,16 @@ class StationaryGaussian(backbone.Loaded):
         return dosde.method.dos
 
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, gaussian.Gaussian]:
-        """x_hat0, the picture interpolated by its own modes, and the posterior of x0. Errors: ValueError for a wrong shape."""
+        """x_hat0, the picture interpolated by its own modes, and the posterior of x0.
+
+        Args:
+            picture: (batch, 1 or 3, height, width) in [0, 1].
+            scale: at least 1.
+            noise: unused; the source is not drawn.
+
+        Raises:
+            Refused: for another shape or scale.
+        """
         backbone.check(picture, scale)
         h, w = picture.shape[-2:]
         size = H, W = max(1, round(h * scale)), max(1, round(w * scale))

@@ -24,8 +24,15 @@ Fix = Callable[[Tensor, Tensor], Tensor]
 def wavelet(content: Tensor, style: Tensor, levels: int = 5) -> Tensor:
     """High frequencies of content, low ones of style; `levels` blurs reach 2^levels - 1 pixels to each side.
 
-    Needs memory for the result and one plane of it. Errors: ValueError for levels below 1, shapes that differ or are no
-    pictures.
+    It needs memory for the result and one plane of it.
+
+    Args:
+        content: (batch, channels, height, width).
+        style: in the shape of content.
+        levels: at least 1.
+
+    Raises:
+        Refused: for levels below 1, and shapes that differ or are no pictures.
     """
     if levels < 1:
         raise Refused("levels", levels, "at least 1 is needed")
@@ -43,7 +50,8 @@ def wavelet(content: Tensor, style: Tensor, levels: int = 5) -> Tensor:
 def adain(content: Tensor, style: Tensor) -> Tensor:
     """Content with the mean and standard deviation of style, by image and channel; the variance is unbiased.
 
-    Errors: ValueError for shapes that differ or are no pictures.
+    Raises:
+        Refused: for shapes that differ or are no pictures.
     """
     content, style = _alike(content, style)
     correction = min(1, content[0, 0].numel() - 1)  # a picture of one pixel has variance 0, not 0/0
@@ -55,7 +63,11 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
 
 @torch.no_grad()
 def none(content: Tensor, style: Tensor) -> Tensor:
-    """Content as it is. Errors: ValueError for shapes that differ or are no pictures."""
+    """Content as it is.
+
+    Raises:
+        Refused: for shapes that differ or are no pictures.
+    """
     return _alike(content, style)[0]
 
 
@@ -63,7 +75,7 @@ COLOUR_FIXES: dict[str, Fix] = {"wavelet": wavelet, "adain": adain, "none": none
 
 
 def _alike(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-    """Both checked, in float32 or float64."""
+    """Both, checked, in float32 or float64."""
     if content.ndim != 4 or content.numel() == 0:
         raise Refused("content", content, "(batch, channels, height, width) is needed", f"shape {tuple(content.shape)}")
     if style.shape != content.shape:

@@ -44,7 +44,14 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """Colour (1, 1 or 3, height, width) and alpha (1, 1, height, width) or None in [0, 1]; bits a channel; ICC profile."""
+    """A picture as a file holds it.
+
+    Args:
+        colour: (1, 1 or 3, height, width) in [0, 1].
+        alpha: (1, 1, height, width) in [0, 1], or None.
+        bits: 8 or 16, of each channel.
+        profile: the ICC profile, or None.
+    """
 
     colour: Tensor
     alpha: Tensor | None
@@ -53,12 +60,20 @@ class Picture:
 
 
 def listed(folder: Path) -> list[Path]:
-    """The pictures in a folder, by their suffixes, sorted; not hidden ones, nor those in folders in it. Errors: OSError."""
+    """The pictures in a folder, sorted, known by their suffixes; hidden files and folders inside it are left out.
+
+    Raises:
+        OSError: where the folder cannot be read.
+    """
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and not p.is_dir())
 
 
 def read(path: Path) -> Picture:
-    """The first picture in a file, upright. Errors: OSError or ValueError where it cannot be read."""
+    """The first picture in a file, upright.
+
+    Raises:
+        OSError, ValueError: where it cannot be read.
+    """
     import PIL.Image
 
     with PIL.Image.open(path) as image:
@@ -68,15 +83,25 @@ def read(path: Path) -> Picture:
 
 
 def of_pil(image: "Image") -> Picture:
-    """A PIL image of any mode, upright. Errors: ValueError for 32 bits a pixel, or no pixel."""
+    """The picture in a PIL image of any mode, upright.
+
+    Raises:
+        ValueError: for 32 bits a pixel, or no pixel.
+    """
     if 0 in image.size:
         raise Refused("image", image, "at least one pixel is needed", f"{image.size[0]}x{image.size[1]}")
     return _picture(image, None)
 
 
 def of_array(array: Array | Tensor) -> list[Picture]:
-    """A numpy array (height, width[, channels]) or (batch, height, width, channels), or a tensor ([batch,] channels, height,
-    width): uint8, uint16, or floating in [0, 1]. Errors: TypeError, ValueError.
+    """The pictures in an array or a tensor.
+
+    Args:
+        array: a numpy array (height, width[, channels]) or (batch, height, width, channels), or a tensor ([batch,] channels,
+            height, width), with 1 to 4 channels: uint8, uint16, or floating in [0, 1].
+
+    Raises:
+        Refused: for another shape, type (a RefusedType), or other values.
     """
     ours = isinstance(array, Tensor)
     shown = f"{'tensor' if ours else 'array'} of shape {tuple(array.shape)}, {str(array.dtype).removeprefix('torch.')}"
@@ -111,7 +136,12 @@ def of_array(array: Array | Tensor) -> list[Picture]:
 
 
 def to_pil(colour: Tensor, like: Picture) -> "Image":
-    """Colour (1, 3, height, width) in [0, 1] as 8 bits, cut off; grey, with alpha, with a profile as `like`."""
+    """A PIL image of 8 bits, rounded down, that is grey, or has alpha and a profile, where `like` is or has.
+
+    Args:
+        colour: (1, 3, height, width) in [0, 1].
+        like: the picture that colour was made from.
+    """
     import PIL.Image
 
     planes = luma(colour) if like.colour.shape[1] == 1 else colour
@@ -130,7 +160,7 @@ def luma(colour: Tensor) -> Tensor:
 
 
 def mirrored(picture: Tensor, multiple: int) -> Tensor:
-    """Continued to the right and below by mirroring, as often as it takes, to sides that are multiples."""
+    """The picture continued to the right and below by mirroring, as often as it takes, to sides that are multiples."""
     for axis in (-2, -1):
         side = picture.shape[axis]
         if side % multiple:
@@ -140,7 +170,7 @@ def mirrored(picture: Tensor, multiple: int) -> Tensor:
 
 
 def _picture(image: "Image", wide: Array | None) -> Picture:
-    """wide: the pixels, where they have 16 bits a channel and PIL would cut them."""
+    """The picture in an image; wide: its pixels, where they have 16 bits a channel and PIL would cut them."""
     orientation = image.getexif().get(0x0112, 1)
     profile = image.info.get("icc_profile")
     if wide is not None:
@@ -162,9 +192,15 @@ def _picture(image: "Image", wide: Array | None) -> Picture:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """In the format of the suffix, whole or not at all (see `whole`). 16 bits need PNG or TIFF, else 8 stay.
+    """Writes a picture whole or not at all; folders above it are made.
 
-    Errors: ValueError where the format has no alpha and the picture has, OSError.
+    Args:
+        path: its suffix is the format. 16 bits become 8 where that is neither PNG nor TIFF.
+        picture: what to write.
+
+    Raises:
+        ValueError: where the picture has alpha, and the format has none.
+        OSError: where the file cannot be written.
     """
     check(path, picture)
     planes = picture.colour if picture.alpha is None else torch.cat([picture.colour, picture.alpha], 1)
@@ -186,13 +222,17 @@ def write(path: Path, picture: Picture) -> None:
 
 
 def check(path: Path, picture: Picture) -> None:
-    """ValueError where `write` could not write, before there is anything to write."""
+    """Finds out whether the format of a file can hold a picture.
+
+    Raises:
+        ValueError: where it has no alpha, and the picture has.
+    """
     if picture.alpha is not None and path.suffix.lower() not in _ALPHA:
         raise ValueError(f"it has an alpha channel, which {path.suffix} cannot hold; write it as .png")
 
 
 def _plain(image: "Image") -> "Image":
-    """As 8-bit grey or colour, with alpha where there is any."""
+    """The image as 8-bit grey or colour, with alpha where there is any."""
     clear = "transparency" in image.info or image.mode in ("PA", "RGBa", "La", "LA", "RGBA")
     if image.mode == "La":  # converts to this alone
         image = image.convert("LA")

@@ -30,10 +30,15 @@ METRICS = ("psnr", "ssim", *_IQA)
 
 
 def psnr(picture: Tensor, truth: Tensor, border: int) -> float:
-    """In dB, of Y; infinite for equal pictures.
+    """The PSNR of Y in dB; infinite for equal pictures.
 
-    picture, truth: (1, 1 or 3, height, width) in [0, 1]; they are rounded to 8 bits, and grey is three equal channels.
-    border: pixels cut off at each side. Errors: ValueError for other shapes, NaN, a border that leaves nothing.
+    Args:
+        picture: (1, 1 or 3, height, width) in [0, 1]; it is rounded to 8 bits, and grey is three equal channels.
+        truth: the same.
+        border: pixels cut off at each side.
+
+    Raises:
+        Refused: for other shapes, NaN, and a border that leaves nothing.
     """
     from skimage.metrics import peak_signal_noise_ratio
 
@@ -43,7 +48,7 @@ def psnr(picture: Tensor, truth: Tensor, border: int) -> float:
 
 
 def ssim(picture: Tensor, truth: Tensor, border: int) -> float:
-    """Of Y, at most 1. Arguments and errors: those of `psnr`; 11 pixels a side must be left."""
+    """The SSIM of Y, at most 1. `psnr` has the arguments; 11 pixels a side must be left."""
     from skimage.metrics import structural_similarity
 
     one, other = _brightness(picture, truth, border, WINDOW)
@@ -70,7 +75,11 @@ def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tupl
 
 
 def rounded(picture: Tensor) -> Array:
-    """(1, 1 or 3, height, width) in [0, 1] as 8 bits, (3, height, width)."""
+    """A picture (1, 1 or 3, height, width) in [0, 1], as 8 bits, (3, height, width).
+
+    Raises:
+        Refused: for NaN and infinity.
+    """
     if not picture.isfinite().all():
         raise Refused("picture", picture, "numbers in [0, 1] are needed", "holds NaN or infinity")
     values = (picture[0].detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -78,12 +87,19 @@ def rounded(picture: Tensor) -> Array:
 
 
 def sides(picture: Tensor) -> str:
+    """Width x height, in words."""
     return f"{picture.shape[-1]}x{picture.shape[-2]}"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """value(picture, truth), of (1, 3, height, width), 8 bits in [0, 1]; what it is, and by which version of what."""
+    """A metric.
+
+    Args:
+        value: (picture, truth) -> number, of (1, 3, height, width), 8 bits in [0, 1].
+        text: what it measures, and the package with its version.
+        lower_better: whether less is better.
+    """
 
     value: Callable[[Tensor, Tensor], float]
     text: str
@@ -91,9 +107,15 @@ class Metric:
 
 
 def metrics(names: Sequence[str], border: int, device: torch.device | str = "cpu") -> dict[str, Metric]:
-    """By name, of `METRICS`. border: of PSNR and SSIM. device: of the networks of pyiqa, which downloads their weights once.
+    """The metrics of these names.
 
-    Errors: ValueError for another name, and where pyiqa, or one of its metrics, cannot be loaded.
+    Args:
+        names: some of `METRICS`.
+        border: pixels that PSNR and SSIM cut off at each side.
+        device: of the networks of pyiqa, which downloads their weights once.
+
+    Raises:
+        Refused: for another name, and where pyiqa, or one of its metrics, cannot be loaded.
     """
     check_metrics(names)
     by = f"on `channel` without the border, range 255; scikit-image {version('scikit-image')}"
@@ -105,7 +127,11 @@ def metrics(names: Sequence[str], border: int, device: torch.device | str = "cpu
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Errors: ValueError for none, or for one that is not of `METRICS`."""
+    """Checks names of metrics.
+
+    Raises:
+        Refused: for none, and for a name that is not in `METRICS`.
+    """
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         raise Refused("metrics", list(names), f"of {', '.join(METRICS)}", ", ".join(map(repr, unknown)) or "none")

@@ -33,12 +33,20 @@ def tiled(
 ) -> Tensor:
     """function(*inputs), called on one tile at a time; on the inputs themselves where one tile covers the picture.
 
-    inputs: (..., height, width), of one height and width, cropped alike. tile, overlap: in pixels of the inputs; a side that is
-    not larger than tile is not cut. scale: a side of the output over that of the input, 8 for a decoder, Fraction(1, 8) for an
-    encoder. multiple: what tile, overlap and the sides are multiples of, and the corners of the tiles. progress(done, count)
-    follows each tile. The result has the function's dtype and is summed in float32 or better; gradients pass.
+    Args:
+        function: tensors of the size of a tile -> a tensor.
+        inputs: (..., height, width), of one height and width; they are cropped alike.
+        tile: the side of the tiles in pixels of the inputs; a side of the inputs that is not larger is not cut.
+        overlap: of neighbouring tiles at least, in pixels of the inputs.
+        scale: a side of the output over that of the input: 8 for a decoder, Fraction(1, 8) for an encoder.
+        multiple: tile, overlap, the sides and the corners of the tiles are multiples of it.
+        progress: is called as progress(done, count) after each tile.
 
-    Errors: ValueError for sizes that do not fit, and where the function returns another size than scale says.
+    Returns:
+        (..., scale height, scale width) in the dtype of the function, summed in float32 or better; gradients pass.
+
+    Raises:
+        Refused: for sizes that do not fit, and where the function returns another size than scale says.
     """
     scale = Fraction(scale)
     if not inputs or any(x.ndim < 2 or x.shape[-2:] != inputs[0].shape[-2:] for x in inputs):
@@ -86,14 +94,22 @@ def tiled(
 def boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[tuple[slice, slice]]:
     """The tiles of a picture, rows first, as `picture[..., *box]`. Their number is what a progress bar counts to.
 
-    Errors: ValueError for tile < 1, overlap outside [0, tile), and what is no multiple of `multiple`.
+    Args:
+        height: of the picture.
+        width: of the picture.
+        tile: the side of the tiles.
+        overlap: of neighbouring tiles at least.
+        multiple: see `tiled`.
+
+    Raises:
+        Refused: for tile < 1, overlap outside [0, tile), and what is no multiple of `multiple`.
     """
     rows, columns = (_axis(side, tile, overlap, multiple, Fraction(1)) for side in (height, width))
     return [(row.tile, column.tile) for row, column in product(rows, columns)]
 
 
 class _Span(NamedTuple):
-    """One tile along one axis: where it lies in the input; what of its output has weight, where that goes, and the weight."""
+    """One tile along one axis: its place in the input; the part of its output that has weight, its place, the weights."""
 
     tile: slice
     part: slice

@@ -18,8 +18,9 @@ from backbones.pictures.colour import COLOUR_FIXES
 from dosde.check import Refused
 from dosde.noise import Noise
 from dosde.process import Marginal
+from dosde.recipe import maker
 from dosde.solve import Model
-from dosde.step import Step
+from dosde.step import Method, Step
 
 from .stages import PROMPT, Prepared
 from .tiles import Tiles, check_tile
@@ -81,13 +82,7 @@ class DoSSR(backbone.Loaded):
     def method(self) -> dosde.method.Method:
         """The method of the pipeline's scheduler, with its order as the default."""
         scheduler = self.pipe.scheduler
-        usual = scheduler.order_for(scheduler.config.solver_order)
-
-        def method(marginals: Sequence[Marginal], order: int = usual) -> list[Step]:
-            steps: list[Step] = scheduler.method(marginals, order)
-            return steps
-
-        return method
+        return ordered(scheduler.method, scheduler.order_for(scheduler.config.solver_order))
 
     def encode(self, picture: Tensor, scale: float, noise: Noise | None = None) -> tuple[Tensor, Conditioning]:
         """x_hat0, and what the later stages need; the noise is for a source that is sampled, before the solve."""
@@ -105,6 +100,17 @@ class DoSSR(backbone.Loaded):
         """The picture, in the colours of I; grey where it was grey."""
         picture = self.pipe.finish(x0, conditioning.prepared.reference, self.color_fix, tile=conditioning.tiles.decode).cpu()
         return images.luma(picture) if conditioning.grey else picture
+
+
+@maker
+def ordered(method: Method, order: int) -> Method:
+    """A method with a default for its order; it prints as this call."""
+    usual = order
+
+    def chosen(marginals: Sequence[Marginal], order: int = usual) -> list[Step]:
+        return method(marginals, order)
+
+    return chosen
 
 
 def amount(text: str) -> float:
