@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import dosde
 from dosde import method
+from dosde.check import Refused
 from dosde.noise import Brownian
 
 pytest.importorskip("diffusers")
@@ -680,3 +681,4 @@ def test_wrong_calls_are_refused_before_any_work(pipe, arguments, message, monke
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         pipe(**({"image": torch.rand(3, 8, 8)} | arguments))
     assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, Refused) or "mode F" in message  # which is said of files, too

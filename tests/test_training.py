@@ -31,6 +31,7 @@ from backbones.cli import main
 from backbones.pictures import degradation
 from backbones.training import config, loop, pixels, state, stream, validation
 from backbones.weights import part, read_safetensors
+from dosde.check import Refused
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -214,6 +215,8 @@ def test_a_wrong_config_is_one_line(changes, said):
     with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         config.parse(tiny("runs/none", **changes))
     assert said in str(error.value)
+    assert isinstance(error.value, Refused)
+    assert said.startswith(error.value.argument)
 
 
 def test_missing_keys_and_files_that_are_no_configs(tmp_path):

@@ -346,7 +346,9 @@ def text_config(s: "_Checked", heads: int | None) -> dict[str, Any]:
 def unused(name: str, blocks: int) -> bool:
     """Whether inference has no use for a released tensor: tables, and what follows the last text block but one.
 
-    blocks: how many blocks of the text tower are used.
+    Args:
+        name: its released name.
+        blocks: the number of blocks of the text tower that are used.
     """
     text = PREFIXES["text_encoder"]
     return name in TABLES or (

@@ -87,29 +87,29 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has n
     # -- Loading and saving -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **how: Any) -> "DoSSRPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "DoSSRPipeline":
         """The pipeline in a folder that `dosde convert` or `save_pretrained` wrote.
 
         text_encoder and tokenizer are loaded when a prompt needs them.
 
         Args:
             pretrained_model_name_or_path: the folder, or the id of a repository of the hub.
-            how: what diffusers takes (dtype, device_map, ...).
+            options: what diffusers takes (dtype, device_map, ...).
 
         Raises:
             Refused: the folder lacks a component.
         """
         from . import folders
 
-        hub = {name: how[name] for name in folders.OF_HUB if name in how}
+        hub = {name: options[name] for name in folders.OF_HUB if name in options}
         folder = folders.checked(pretrained_model_name_or_path, **hub)
-        later: dict[str, Any] = {name: None for name in ("text_encoder", "tokenizer") if name not in how}
+        later: dict[str, Any] = {name: None for name in ("text_encoder", "tokenizer") if name not in options}
         if not folders.has(folder, "prompts"):
             later = {}
-        if "torch_dtype" in how:  # its older name
-            how["dtype"] = how.pop("torch_dtype")
+        if "torch_dtype" in options:  # its older name
+            options["dtype"] = options.pop("torch_dtype")
         with folders.one_line_errors(folder):
-            pipe: DoSSRPipeline = super().from_pretrained(str(folder), **later, **how)
+            pipe: DoSSRPipeline = super().from_pretrained(str(folder), **later, **options)
         pipe.folder = folder
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
@@ -117,19 +117,19 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has n
         return pipe
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **how: Any) -> "DoSSRPipeline":
-        """As in diffusers; the new pipeline finds text_encoder and tokenizer where the old one does."""
-        pipe: DoSSRPipeline = super().from_pipe(pipeline, **how)
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> "DoSSRPipeline":
+        """A pipeline with the components of another one; it finds text_encoder and tokenizer where the other one does."""
+        pipe: DoSSRPipeline = super().from_pipe(pipeline, **options)
         if isinstance(pipeline, DoSSRPipeline):
             pipe.folder, pipe._unused = pipeline.folder, pipeline._unused
         return pipe
 
-    def save_pretrained(self, save_directory: str | Path, **how: Any) -> None:
-        """As in diffusers; text_encoder, tokenizer and the tensors that only the released layout has come along."""
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes a folder, as diffusers does, with text_encoder, tokenizer and the tensors of the released layout alone."""
         from . import folders
 
         self._load_text()
-        super().save_pretrained(save_directory, **how)
+        super().save_pretrained(save_directory, **options)
         unused = self._unused or (folders.unused(self.folder) if self.folder else {})
         if unused:
             folders.write_unused(Path(save_directory), unused)

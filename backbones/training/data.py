@@ -1,6 +1,6 @@
 """Pictures to train on, square and in colour, each a function of (seed, epoch, index) whatever the number of workers.
 
-A source knows how to make the picture of an index from a generator: `Folder`, `Bundled`, `Procedural`, or `Mixed` of them.
+A source makes the picture with a number from a generator: `Folder`, `Bundled`, `Procedural`, or `Mixed` of them.
 `Samples` is the data set of a source for torch's DataLoader, with the low-resolution picture where a degradation is given, and
 `Order` the endless, resumable order in which to draw from it:
 
