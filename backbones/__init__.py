@@ -4,34 +4,51 @@ An image backbone turns a low-resolution picture into a source, denoises towards
 result into a picture again. `dosde upscale` runs any of `NAMES`.
 """
 
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from dosde.check import Refused
 
 from .backbone import Backbone, device, upscale
 
-__all__ = ["NAMES", "Backbone", "device", "load", "upscale"]
+__all__ = ["NAMES", "Backbone", "device", "load", "module", "upscale"]
 
 NAMES = ("embedded", "gaussian", "sd21")
 
 
-def load(name: str, **options: Any) -> Backbone:
-    """A backbone by name; options: those of `backbones.embedded.load` and of `backbones.sd21.backbone.load`, which needs
-    `weights`.
+def module(name: str) -> ModuleType:
+    """The module of a backbone: its `load`, which declares the options, and `ABOUT`. It needs torch alone.
 
-    Errors: ValueError for another name than one of `NAMES`, and where the weights cannot be loaded.
+    Raises:
+        Refused: for another name than one of `NAMES`.
     """
     if name == "gaussian":
-        from .exact.photograph import StationaryGaussian
+        from .exact import photograph
 
-        return StationaryGaussian(**options)
+        return photograph
     if name == "embedded":
-        from . import embedded
+        from .embedded import backbone as embedded
 
-        return embedded.load(**options)
+        return embedded
     if name == "sd21":
-        from .sd21 import backbone
+        from .sd21 import backbone as sd21
 
-        return backbone.load(**options)
-    raise ValueError(f"backbone: {name!r}; one of {', '.join(NAMES)}")
+        return sd21
+    raise Refused("backbone", name, f"one of {', '.join(NAMES)}")
+
+
+def load(name: str, **options: Any) -> Backbone:
+    """A backbone by name.
+
+    Args:
+        name: one of `NAMES`.
+        options: the keywords of `backbones.embedded.load`, or of `backbones.sd21.backbone.load`, which needs `weights`.
+
+    Raises:
+        Refused: for another name, an option that is wrong, and weights that cannot be loaded.
+    """
+    backbone: Backbone = module(name).load(**options)
+    return backbone
 
 
 if not TYPE_CHECKING:

@@ -9,21 +9,28 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dosde import __version__
+from dosde.check import Refused
 
 from .commands import convert, evaluate, train, upscale
+from .commands.options import Unusable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point."""
+    """The entry point: runs one command, and returns its exit status."""
     arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int]
+    parser: argparse.ArgumentParser
+    run, parser = arguments.run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
-        return int(arguments.run(arguments))
+        return run(arguments)
+    except (Refused, Unusable) as error:
+        parser.error(str(error))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -37,5 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dosde {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (upscale, evaluate, convert, train):
-        command.add(commands)
+        own = command.add(commands)
+        own.set_defaults(run=(command.run, own))
     return parser

@@ -14,7 +14,6 @@ A number without its protocol means little: `document` says what was measured an
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
+from . import whole
 from .pictures import degradation
 from .pictures import io as images
 from .pictures.io import Array
@@ -45,7 +47,15 @@ _INFINITE = "inf"  # which JSON has no number for
 
 @dataclass(frozen=True)
 class Pairs:
-    """The files of each picture by its name; of one each it can be measured. lr, results: None where there is no folder."""
+    """The files of each picture, by its name; a picture can be measured where there is one file each.
+
+    Args:
+        scale: of low to high resolution.
+        crop: see `found`.
+        hr: files of high resolution.
+        lr: files of low resolution, or None where there is no folder of them.
+        results: files of results, or None where there is no folder of them.
+    """
 
     scale: int
     crop: int | None
@@ -57,17 +67,26 @@ class Pairs:
 def found(folder: Path, scale: int, crop: int | None = None, results: Path | None = None) -> Pairs:
     """The pictures of a folder, hr/ and perhaps lr/ in it, or of high resolution itself; and those that were made of them.
 
-    A picture of lr/ has the NAME of that of high resolution, NAMExSCALE or NAME_xSCALE, whatever its suffix; a result too, or
-    the name of that of lr/ and _xSCALE. crop: the side of a square in the middle of each, in pixels of high resolution.
-    Errors: ValueError for a folder that is missing or empty, and a crop that the scale does not divide; OSError.
+    To the picture NAME of high resolution belong NAME, NAMExSCALE and NAME_xSCALE in lr/, whatever the suffix. A result may
+    have these names too, or the name in lr/ followed by _xSCALE.
+
+    Args:
+        folder: it holds hr/ and perhaps lr/, or pictures of high resolution.
+        scale: a side of high resolution over a side of low resolution.
+        crop: the side of a square in the middle of each picture, in pixels of high resolution; None for whole pictures.
+        results: a folder of results.
+
+    Raises:
+        Refused: for a folder that is missing or empty, and a crop that the scale does not divide.
+        OSError: for a folder that cannot be read.
     """
     if crop is not None and (crop < 1 or crop % scale):
-        raise ValueError(f"crop: {crop}; a multiple of the scale, {scale}, is needed")
+        raise Refused("crop", crop, f"a multiple of the scale, {scale}, is needed")
     if not folder.is_dir():
-        raise ValueError(f"pairs: {folder}; no such folder")
+        raise Refused("pairs", folder, "no such folder")
     hr, lr = folder / "hr", folder / "lr"
     if lr.is_dir() and not hr.is_dir():
-        raise ValueError(f"pairs: {folder}; it has lr/, and hr/ beside it is needed")
+        raise Refused("pairs", folder, "it has lr/, and hr/ beside it is needed")
     files = _by_stem("pairs", hr if hr.is_dir() else folder)
     names = {name: [name, f"{name}x{scale}", f"{name}_x{scale}"] for name in files}
     low = _matched(names, _by_stem("pairs", lr)) if lr.is_dir() else None
@@ -83,17 +102,21 @@ def _matched(names: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[Pa
 
 def _by_stem(name: str, folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
-        raise ValueError(f"{name}: {folder}; no such folder")
+        raise Refused(name, folder, "no such folder")
     files: dict[str, list[Path]] = {}
     for path in images.listed(folder):
         files.setdefault(path.stem, []).append(path)
     if not files:
-        raise ValueError(f"{name}: {folder}; a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
+        raise Refused(name, folder, f"a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
     return files
 
 
 def check_border(pairs: Pairs, border: int) -> None:
-    """Errors: ValueError for a border below 0, or one that leaves nothing of the largest picture."""
+    """Checks a border.
+
+    Raises:
+        Refused: for a border below 0, and one that leaves nothing of the largest picture.
+    """
     if pairs.crop is None:
         sides = [
             side // pairs.scale * pairs.scale for files in pairs.hr.values() for path in files for side in _least_side(path)
@@ -102,11 +125,11 @@ def check_border(pairs: Pairs, border: int) -> None:
         sides = [pairs.crop]
     most = (max(sides, default=0) - 1) // 2
     if border < 0 or 0 <= most < border:
-        raise ValueError(f"border: {border}; a number from 0{f' to {most}' if most >= 0 else ''} is needed, to leave something")
+        raise Refused("border", border, f"a number from 0{f' to {most}' if most >= 0 else ''} is needed, to leave something")
 
 
 def _least_side(path: Path) -> list[int]:
-    """By the header alone; none where it cannot be read, which is that picture's failure later."""
+    """The lesser side, read from the header alone; none where it cannot be read, which is that picture's failure later."""
     import PIL.Image
 
     try:
@@ -118,7 +141,13 @@ def _least_side(path: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a picture, and digests of its pixels of high resolution, and of low where they are given."""
+    """What was measured of a picture.
+
+    Args:
+        values: by metric.
+        hr: a digest of the pixels of high resolution.
+        lr: a digest of the pixels of low resolution, or None where they were made here.
+    """
 
     values: Mapping[str, float]
     hr: bytes
@@ -126,10 +155,16 @@ class Row:
 
 
 def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callable[[Tensor], Tensor] | None = None) -> Row:
-    """A picture by all metrics: the one in `results`, or what `upscaled` makes of the one of low resolution.
+    """Measures a picture by all metrics: the one in `results`, or what `upscaled` makes of the one of low resolution.
 
-    upscaled: (1, 1 or 3, height, width) to (1, 1 or 3, scale height, scale width), in [0, 1].
-    Errors: ValueError, OSError where a file is missing, ambiguous, broken or of another size; what `upscaled` raises.
+    Args:
+        pairs: the files.
+        name: of the picture.
+        by: the metrics, by name.
+        upscaled: (1, 1 or 3, height, width) -> (1, 1 or 3, scale height, scale width), in [0, 1].
+
+    Raises:
+        ValueError, OSError: where a file is missing, ambiguous, broken or of another size.
     """
     scale, crop = pairs.scale, pairs.crop
     whole = images.read(_only(pairs.hr[name], "of high resolution")).colour
@@ -162,7 +197,7 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
             made = degradation.degrade(truth[0], scale, 0, degradation.BICUBIC)[None, : whole.shape[1]]
         picture = upscaled(made)
     else:
-        raise ValueError("upscaled: None; what makes the pictures is needed, or results")
+        raise Refused("upscaled", None, "what makes the pictures is needed, or results", "None")
     picture = torch.from_numpy(rounded(picture))[None].float() / 255
     values = {}
     for key, metric in by.items():
@@ -198,9 +233,19 @@ def document(
     nfe: int | None,
     method: Mapping[str, object],
 ) -> dict[str, Any]:
-    """What JSON can hold: protocol, method, means over the pictures that were measured, each picture, and why others failed.
+    """The results as JSON holds them: protocol, method, means over the pictures that were measured, each picture, failures.
 
     An infinite value is the string "inf", and so is the mean of values of which one is infinite.
+
+    Args:
+        pairs: the files.
+        by: the metrics, by name.
+        rows: what was measured, by picture.
+        failed: why others failed, by picture.
+        border: pixels cut off for PSNR and SSIM.
+        seed: of the noise, or None.
+        nfe: model calls a picture, or None.
+        method: what made the pictures.
     """
     digests = [row.lr for _, row in sorted(rows.items()) if row.lr is not None]
     protocol = {
@@ -229,7 +274,7 @@ def document(
 
 
 def means(rows: Mapping[str, Row]) -> dict[str, float]:
-    """By metric; none where there is no row."""
+    """The means by metric; none where there is no row."""
     names = next(iter(rows.values())).values if rows else ()
     return {name: fmean(row.values[name] for row in rows.values()) for name in names}
 
@@ -239,40 +284,44 @@ def _plain(values: Mapping[str, float]) -> dict[str, float | str]:
 
 
 def check_out(path: Path) -> None:
-    """Errors: ValueError where `write` could not write."""
+    """Finds out whether `write` could write here.
+
+    Raises:
+        Refused: where it could not.
+    """
     if path.is_dir():
-        raise ValueError(f"out: {path}; it is a folder, and a file is needed")
+        raise Refused("out", path, "it is a folder, and a file is needed")
     if path.suffix.lower() in images.SUFFIXES:  # one of those that are measured, or somebody's
-        raise ValueError(f"out: {path}; it is called as a picture, and a name such as {path.stem}.json is needed")
+        raise Refused("out", path, f"it is called as a picture, and a name such as {path.stem}.json is needed")
     try:
-        _part(path).touch()
-        _part(path).unlink()
+        whole.check(path)
     except OSError as error:
-        raise ValueError(f"out: {path}; {error.strerror}: a file in a folder that can be written to is needed") from None
+        raise Refused("out", path, f"{error.strerror}: a file in a folder that can be written to is needed") from None
 
 
 def write(path: Path, made: Mapping[str, Any]) -> None:
-    """A `document` as JSON: to a hidden file beside it, then moved into place. Errors: OSError."""
-    try:
-        _part(path).write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(_part(path), path)
-    finally:
-        _part(path).unlink(missing_ok=True)
+    """Writes a `document` as JSON, whole or not at all.
 
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+    Raises:
+        OSError: where it cannot be written.
+    """
+    with whole.file(path) as part:
+        part.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:
     """A table of the means in files that `write` wrote, the best of each column with a star.
 
-    across: keys of the protocol that may differ; plain ones get a column.
-    Errors: ValueError for an unknown key, a file that is none of these, and the first key of the protocol that differs.
+    Args:
+        paths: the files.
+        across: keys of the protocol that may differ; plain ones get a column.
+
+    Raises:
+        Refused: for an unknown key, a file that `write` did not write, and the first key of the protocol that differs.
     """
     for key in across:
         if key not in PROTOCOL:
-            raise ValueError(f"across: {key!r}; of {', '.join(PROTOCOL)}")
+            raise Refused("across", key, f"of {', '.join(PROTOCOL)}")
     made = {str(path): _read(path) for path in paths}
     protocols = {path: one["protocol"] for path, one in made.items()}
     (first, wanted), *others = protocols.items()
@@ -281,7 +330,9 @@ def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:
             if wanted[key] != other[key]:
                 one, two = (json.dumps(_differing(a[key], b[key])) for a, b in ((wanted, other), (other, wanted)))
                 said = f"{one} in {first} and {two} in {path}"
-                raise ValueError(f"compare: the protocols differ in {key}: {said}; the same is needed, or --across {key}")
+                raise Refused(
+                    "compare", key, f"the same is needed, or --across {key}", f"the protocols differ in {key}: {said}"
+                )
     shown = [key for key in PROTOCOL if key in across and not isinstance(wanted[key], dict)]
     mean = {path: {name: float(value) for name, value in one["mean"].items()} for path, one in made.items()}
     names = list(dict.fromkeys(name for values in mean.values() for name in values))
@@ -299,13 +350,13 @@ def compare(paths: Sequence[Path], across: Sequence[str] = ()) -> str:
 
 
 def line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Of a table: the first cell to the left, the others to the right."""
+    """A line of a table: the first cell to the left, the others to the right."""
     first, *rest = (f"{cell:{'>' if i else '<'}{width}}" for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
     return "  ".join([first, *rest]).rstrip()
 
 
 def _differing(value: object, other: object) -> object:
-    """Of two tables, the entries that the other has not."""
+    """The entries of one table that the other does not have."""
     if isinstance(value, dict) and isinstance(other, dict):
         return {key: entry for key, entry in value.items() if key not in other or other[key] != entry}
     return value
@@ -316,10 +367,10 @@ def _read(path: Path) -> dict[str, Any]:
         held: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no JSON"
-        raise ValueError(f"compare: {path}; {why}; a file that `dosde evaluate -o` wrote is needed") from None
+        raise Refused("compare", path, f"{why}; a file that `dosde evaluate -o` wrote is needed") from None
     match held:
         case {"protocol": dict() as protocol, "mean": dict() as mean, "lower_better": list()}:
             known = all(key in protocol for key in PROTOCOL)
             if known and all(value == _INFINITE or isinstance(value, int | float) for value in mean.values()):
                 return dict(held)
-    raise ValueError(f"compare: {path}; it holds something else; a file that `dosde evaluate -o` wrote is needed")
+    raise Refused("compare", path, "it holds something else; a file that `dosde evaluate -o` wrote is needed")

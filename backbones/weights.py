@@ -1,4 +1,10 @@
-"""Files of tensors, read as data: safetensors, or pickles of nothing but tensors. What they say beside; writing them whole."""
+"""Files of tensors: read as data, never executed; written whole or not at all.
+
+read               tensors of a checkpoint of any origin: .safetensors, or a pickle of nothing but tensors
+read_safetensors   tensors and metadata of a file of ours, exactly as they were written
+metadata           the metadata alone
+write              a file
+"""
 
 import os
 import re
@@ -10,21 +16,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dosde.check import Refused
+
+from . import whole
+
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
 
 
 def read(path: Path | str) -> Tensors:
-    """The tensors of a checkpoint file, mapped, not copied, into memory where its format permits.
+    """The tensors of a checkpoint file by name, mapped into memory, not copied, where its format permits.
 
-    An outer `state_dict` (of networks alone: params_ema, params) and a prefix `module.` are taken off. A pickle is never
-    executed. Errors: ValueError, one line, that names the file.
+    An outer `state_dict` (or params_ema, params) and a prefix `module.` are taken off. A pickle is never executed.
+
+    Args:
+        path: a file that ends in one of `SUFFIXES`.
+
+    Raises:
+        Refused: in one line that names the file, where it is missing, broken, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"checkpoint: {path}; no such file")
+        raise Refused("checkpoint", path, "no such file")
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"checkpoint: {path}; a file that ends in {', '.join(SUFFIXES)} is needed")
+        raise Refused("checkpoint", path, f"a file that ends in {', '.join(SUFFIXES)} is needed")
     try:
         content = _content(path)
     except Exception as error:  # a broken file fails in as many ways as there are bytes
@@ -33,20 +48,22 @@ def read(path: Path | str) -> Tensors:
             pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
         if pickled and any(sign in said for sign in ("Weights only load failed", "WeightsUnpickler", "Unsupported")):
             named = re.search(r"GLOBAL (\S+)", said)
-            raise ValueError(
-                f"checkpoint: {path} holds more than tensors{f' ({named[1]})' if named else ''}, which loading would execute; "
-                "refused. Have its author save the state_dict alone, best as .safetensors"
+            raise Refused(
+                "checkpoint",
+                path,
+                "refused. Have its author save the state_dict alone, best as .safetensors",
+                f"{path} holds more than tensors{(f' ({named[1]})' if named else '')}, which loading would execute",
             ) from None
         reason = said[:120] if " " in said else type(error).__name__
-        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({reason})") from None
+        raise _no_file(path, reason) from None
     for outer in ("state_dict", "params_ema", "params"):
         if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
             content = content[outer]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}; tensors by name are needed")
+        raise Refused("checkpoint", path, "tensors by name are needed", f"{path} holds a {type(content).__name__}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"checkpoint: {path}: {name!r} is a {type(value).__name__}; tensors by name are needed")
+            raise Refused("checkpoint", path, "tensors by name are needed", f"{path}: {name!r} is a {type(value).__name__}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name[len(prefix) :]: value for name, value in content.items()}
 
@@ -64,8 +81,16 @@ def _content(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _no_file(path: Path | str, reason: str) -> Refused:
+    shown = f"{path} is no whole file of tensors ({reason})"
+    return Refused("checkpoint", Path(path), "a file as its author wrote it is needed", shown)
+
+
 def aligned(module: nn.Module) -> nn.Module:
-    """The same, with weights at addresses of their own: BLAS rounds otherwise where a mapped file puts them elsewhere."""
+    """The module, its weights on the CPU moved to multiples of 64 bytes where a mapped file put them elsewhere.
+
+    BLAS rounds differently at other addresses.
+    """
     for parameter in module.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
@@ -73,103 +98,107 @@ def aligned(module: nn.Module) -> nn.Module:
 
 
 def metadata(path: Path | str) -> dict[str, str]:
-    """What a safetensors file says beside its tensors. Errors: ValueError, one line, that names the file."""
+    """The metadata of a safetensors file.
+
+    Raises:
+        Refused: in one line that names the file, where it cannot be read.
+    """
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except Exception as error:
-        raise ValueError(f"checkpoint: {path} is no whole file of tensors ({' '.join(str(error).split())[:120]})") from None
-
-
-def _umask() -> int:
-    """Which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        raise _no_file(path, " ".join(str(error).split())[:120]) from None
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """A safetensors file (or a .ckpt, {"state_dict": tensors}), whole or not at all. Errors: OSError.
+    """Writes tensors to a file, whole or not at all, on the disk when this returns. The folder is made if there is none.
 
-    about: its metadata. With one key there, the same content gives the same bytes; of more, safetensors draws the order.
+    Args:
+        path: a .safetensors file, or another suffix (.ckpt) for a pickle of {"state_dict": tensors}.
+        tensors: by name, on any device; two of them may share memory.
+        about: the metadata of a safetensors file. With one key the same content gives the same bytes; the order of more
+            keys is drawn by safetensors.
+
+    Raises:
+        OSError: in one line, where the file cannot be written. Then nothing has changed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()  # of the storages; safetensors takes no two tensors of one
-    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
         if place in seen:
             tensors[name] = tensor.clone()
         seen.add(place)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        if path.suffix == ".safetensors":
-            save_file(tensors, part, metadata=dict(about or {"format": "pt"}))
-        else:
-            torch.save({"state_dict": tensors}, part)
-        part.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
-        os.replace(part, path)
-    except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
-        raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, on the disk when this returns. Errors: OSError, one line; then nothing has changed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=dict(metadata))
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with whole.file(path) as part:
+            if path.suffix == ".safetensors":
+                save_file(tensors, part, metadata=dict({"format": "pt"} if about is None else about))
+            else:
+                with part.open("wb") as file:  # by its path, torch would put the hidden name into the content
+                    torch.save({"state_dict": tensors}, file)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
     except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
         raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:120]})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata. Errors: ValueError, one line."""
+    """The tensors and the metadata of a safetensors file, as they were written.
+
+    Raises:
+        Refused: in one line that names the file, where it cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"checkpoint: {path} cannot be read ({' '.join(str(error).split())[:120]})") from None
+        shown = f"{path} cannot be read ({' '.join(str(error).split())[:120]})"
+        raise Refused("checkpoint", path, "a whole .safetensors file is needed", shown) from None
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
-    """Those with the prefix, without it."""
+    """The tensors whose names have a prefix, under the rest of their names."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def check(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Errors: ValueError that names a missing, unexpected or differently shaped tensor."""
+    """Compares the tensors of a file with those of a network.
+
+    Args:
+        path: the file, for messages.
+        tensors: what it holds.
+        wanted: what the network needs; shapes alone are looked at.
+
+    Raises:
+        Refused: that names a missing, unexpected or differently shaped tensor.
+    """
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise ValueError(f"checkpoint: {path} has no tensor {name}; weights of this network are needed")
+            raise Refused("checkpoint", path, "weights of this network are needed", f"{path} has no tensor {name}")
         if tensors[name].shape != tensor.shape:
-            shapes = f"{tuple(tensors[name].shape)}; {tuple(tensor.shape)}"
-            raise ValueError(f"checkpoint: {path}: {name} has shape {shapes}, as the network of the config, is needed")
+            needed = f"{tuple(tensor.shape)}, as the network of the config, is needed"
+            raise Refused("checkpoint", path, needed, f"{path}: {name} has shape {tuple(tensors[name].shape)}")
     for name in tensors:
         if name not in wanted:
-            raise ValueError(f"checkpoint: {path}: unexpected tensor {name}; weights of this network are needed")
+            raise Refused("checkpoint", path, "weights of this network are needed", f"{path}: unexpected tensor {name}")
 
 
 def weights_of(path: Path) -> Tensors:
-    """The weights in a file: the averages of a checkpoint, or whatever tensors it has; in float32. Errors: ValueError."""
+    """The weights in a safetensors file, in float32: the averages in a checkpoint of a training, or all tensors.
+
+    Raises:
+        Refused: where the file is missing or cannot be read.
+    """
     if not path.is_file():
-        raise ValueError(f"checkpoint: {path}; no such file")
+        raise Refused("checkpoint", path, "no such file")
     tensors, _ = read_safetensors(path)
     if part(tensors, "optimizer."):
         tensors = part(tensors, "ema.")

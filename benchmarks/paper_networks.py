@@ -50,6 +50,6 @@ class Cold(pixels.Embedded):
         value: Tensor = network(x, x, t.to(x))
         return ((value - x0) ** 2).flatten(1).mean(1)
 
-    def upscaled(self, network: Trained, lr: Tensor, steps: int, order: int, noise: object, how: object) -> Tensor:
-        x_hat0 = source(lr, [self.config.data.scale * side for side in lr.shape[-2:]])
+    def upscaled(self, network: Trained, lr: Tensor, steps: int, order: int, noise: object, solver: object) -> Tensor:
+        x_hat0 = source(lr, [self.scale * side for side in lr.shape[-2:]])
         return ((cold.solve(network, x_hat0, self.degrade, steps) + 1) / 2).clamp(0, 1)

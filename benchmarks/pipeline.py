@@ -107,7 +107,8 @@ def random_module(component: str, config: dict[str, Any]) -> nn.Module:
 def random_pipeline(size: str) -> Any:
     """DoSSRPipeline in float32, without text tower: its prompt is embedded, as in a converted model."""
     from backbones.sd21.modules import PromptEmbeddings
-    from backbones.sd21.pipeline import PROMPT, DoSSRPipeline
+    from backbones.sd21.pipeline import DoSSRPipeline
+    from backbones.sd21.stages import PROMPT
     from dosde.interop.diffusers import DoSDEScheduler
 
     made = configs(size)
@@ -223,7 +224,7 @@ def networks(pipe: Any) -> list[nn.Module]:
 
 @contextmanager
 def plain(pipe: Any) -> Iterator[None]:
-    """Attention as softmax(q k^T) v, contiguous weights, and memory as malloc has it, for a while."""
+    """Attention as softmax(q k^T) v, contiguous weights, and memory as malloc usually gives it back, for a while."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
     from backbones.sd21 import malloc, stages
@@ -280,8 +281,10 @@ def run_once(
     if tower is not None:
         before, more = released(pipe, tower, clock)
         changes += more
+    from backbones.sd21 import malloc
+
     clock.seconds = {}
-    with replaced(changes):
+    with replaced(changes), malloc.kept():  # as in the command
         start = clock.now()
         with clock.stage("glue"):
             before()

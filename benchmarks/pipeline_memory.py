@@ -81,7 +81,7 @@ def stages() -> list[dict[str, Any]]:
     from backbones.sd21 import malloc
 
     def kept(run: Callable[[], object]) -> None:
-        """As the pipeline runs a picture that is not tiled, which needs the most."""
+        """As the command runs a picture that is not tiled, which needs the most."""
         with malloc.kept():
             run()
 

@@ -1,6 +1,8 @@
 """Closed-form models: Gaussians in every basis, mixtures and their posteriors, the exact law of a plan."""
 
+import copy
 import math
+import pickle
 from functools import partial
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from instances import PROCESS, randn, seeded
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+import backbones
 import dosde
 from backbones.exact import gaussian
 from backbones.exact.mixture import Mixture
@@ -183,6 +186,36 @@ def test_solve_samples_a_mixture():
     assert float(x0[~left].std()) == pytest.approx(0.1, rel=0.03)
     draws = law.sample(count, seeded(0))
     assert float((draws < 0).double().mean()) == pytest.approx(0.3, abs=4.5 * math.sqrt(0.21 / count))
+
+
+@pytest.mark.parametrize("name", ["diagonal", "full", "fourier", "cosine", "mixture"])
+def test_closed_forms_copy_pickle_and_compare_by_value(name):
+    target, shape = (mixture(), (2,)) if name == "mixture" else gaussians()[name]
+    x, x_hat0, t = randn(2, *shape), randn(2, *shape), torch.tensor(0.3, dtype=DOUBLE)
+    expected = target.model(PROCESS)(x, x_hat0, t)
+    for other in (copy.deepcopy(target), pickle.loads(pickle.dumps(target))):
+        assert (other, hash(other), repr(other)) == (target, hash(target), repr(target))
+        assert torch.equal(other.model(PROCESS)(x, x_hat0, t), expected)
+    assert "0x" not in repr(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shown"),
+    [
+        ("embedded", {}, "backbones.load('embedded')"),
+        ("embedded", {"tile": None, "device": "cpu"}, "backbones.load('embedded', tile=None, device='cpu')"),
+        ("gaussian", {}, "backbones.load('gaussian')"),
+        ("gaussian", {"process": PROCESS}, f"backbones.load('gaussian', process={PROCESS})"),
+    ],
+)
+def test_backbones_print_as_the_call_that_loads_them_copy_and_pickle(name, options, shown):
+    backbone = backbones.load(name, **options)
+    picture, noise = torch.rand(1, 3, 6, 5), torch.Generator()
+    expected = backbones.upscale(backbone, picture, 2, 2, noise=noise.manual_seed(0))
+    assert repr(backbone) == shown
+    for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert repr(other) == shown
+        assert torch.equal(backbones.upscale(other, picture, 2, 2, noise=noise.manual_seed(0)), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """`dosde upscale`: every kind of picture, names, kept and broken files, exit status, and nothing half written."""
 
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -7,10 +9,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import report
 import torch
 from PIL import Image, ImageCms, ImageOps
 
+import backbones
+from backbones.backbone import options as declared
 from backbones.cli import main
+from backbones.commands import options
 from backbones.pictures import io as images
 
 RAMP = np.add.outer(np.linspace(0, 120, 12), np.linspace(0, 120, 10))
@@ -294,11 +300,10 @@ def test_a_killed_run_leaves_nothing_behind_after_the_next(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_x4.png"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no locks of files there")
 def test_two_processes_may_write_one_file(tmp_path):
     """As two runs over one folder do: neither fails, and nobody sees half a file."""
     code = (
-        "import torch; from pathlib import Path; from backbones import images\n"
+        "import torch; from pathlib import Path; from backbones.pictures import io as images\n"
         "picture = images.Picture(torch.rand(1, 3, 200, 200), None, 8, None)\n"
         f"for _ in range(150): images.write(Path({str(tmp_path / 'a.png')!r}), picture)"
     )
@@ -340,3 +345,54 @@ def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(images, "read", interrupted)
     assert run(tmp_path / "a.png", "-o", tmp_path / "out") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; the same command goes on from here"
+
+
+def test_the_document_lists_the_options_that_the_backbones_declare():
+    """If it does not: print(backbones.commands.options.table()) is what belongs there."""
+    document = (report.ROOT / "docs" / "upscale.md").read_text()
+    assert report.between(document, "options")[1].strip() == options.table()
+
+
+@pytest.mark.parametrize("name", backbones.NAMES)
+def test_an_option_is_declared_once_beside_load(name, capsys):
+    """Name, type and default are those of the keyword."""
+    found = declared(backbones.module(name).load)
+    keywords = inspect.signature(backbones.module(name).load).parameters
+    assert set(found) <= set(keywords)
+    with pytest.raises(SystemExit):
+        main(["upscale", "--help"])
+    shown = capsys.readouterr().out
+    for one in found.values():
+        assert f"--{one.flag} " in shown
+
+
+def test_reading_the_options_needs_no_package_of_a_backbone():
+    code = (
+        "import sys\n"
+        "for name in ('diffusers', 'transformers', 'PIL', 'cv2', 'safetensors', 'skimage'): sys.modules[name] = None\n"
+        "from backbones.cli import main\n"
+        "main(['evaluate', '--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, "--max-memory SIZE" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_backbone_in_a_file_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import dosde, torch\n"
+        "class Mine:\n"
+        "    least_scale, residual_scale = 1.0, None\n"
+        "    process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))\n"
+        "    method = staticmethod(dosde.method.dos)\n"
+        "    grid = staticmethod(dosde.grid.uniform)\n"
+        "    def encode(self, picture, scale, noise=None):\n"
+        "        return torch.nn.functional.interpolate(picture, scale_factor=scale), picture.shape\n"
+        "    def denoiser(self, conditioning):\n"
+        "        return lambda x, x_hat0, t: x_hat0\n"
+        "    def decode(self, x0, conditioning):\n"
+        "        return x0.clamp(0, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    picture = torch.rand(1, 3, 4, 5)
+    larger = backbones.upscale(importlib.import_module("mine").Mine(), picture, 2, steps=1, noise=torch.Generator())
+    assert (larger - picture.repeat_interleave(2, -1).repeat_interleave(2, -2)).abs().max() < 0.2

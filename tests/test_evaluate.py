@@ -280,7 +280,7 @@ def test_the_backbone_itself_and_the_files_that_upscale_wrote_give_the_same_numb
         "sha256": digest,
         "steps": 3,
         "order": 2,
-        "method": "adams",
+        "method": "dosde.method.adams",
         "options": {},
     }
     assert {key: value for key, value in one["method"].items() if key not in ("dosde", "torch")} == method
@@ -321,7 +321,7 @@ def test_weights_are_named_and_hashed(pair, tmp_path):
     assert run("--pairs", pair, "--weights", path, "--backbone", "embedded", "--tile", "none", "-o", out, "--steps", "2") == 0
     method = written(out)["method"]
     assert (method["weights"], method["sha256"]) == ("tiny.safetensors", hashlib.sha256(path.read_bytes()).hexdigest())
-    assert (method["backbone"], method["order"], method["method"]) == ("embedded", 2, "that of the backbone")
+    assert (method["backbone"], method["order"], method["method"]) == ("embedded", 2, "dosde.method.dos")
     assert method["options"] == {"tile": None}
 
 

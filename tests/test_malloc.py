@@ -21,6 +21,27 @@ def test_kept_nests_and_ends_with_an_error():
     assert malloc._inside == 0
 
 
+def test_usual_is_a_pause_and_nothing_outside(monkeypatch):
+    set_to = []
+
+    class Library:
+        def mallopt(self, name, value):
+            set_to.append(value)
+
+        def malloc_trim(self, pad):
+            pass
+
+    monkeypatch.setattr(malloc, "_glibc", Library)
+    with malloc.usual():
+        assert set_to == []
+    kept, usual = list(malloc._KEPT.values()), list(malloc._USUAL.values())
+    with malloc.kept():
+        with malloc.usual():
+            assert set_to == kept + usual
+        assert set_to == kept + usual + kept
+    assert set_to == kept + usual + kept + usual
+
+
 def test_nothing_happens_without_glibc(monkeypatch):
     monkeypatch.setattr(malloc, "_glibc", lambda: None)
     with malloc.kept():

@@ -18,7 +18,7 @@ from backbones.cli import main
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from backbones.sd21 import DoSSRPipeline
+from backbones.sd21 import DoSSRPipeline, malloc
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,17 @@ def test_options(weights, tmp_path, capsys):
         == 0
     )
     assert pixels(out).shape == (6, 20, 3)
+
+
+def test_the_command_keeps_memory_while_a_picture_runs(weights, tmp_path, monkeypatch):
+    inside = []
+    monkeypatch.setattr(
+        DoSSRPipeline, "finish", lambda pipe, x0, reference, *_, **__: (inside.append(malloc._inside), reference)[1]
+    )
+    save(tmp_path / "a.png")
+    out = tmp_path / "out.png"
+    assert main(["upscale", str(tmp_path / "a.png"), "-o", str(out), "--weights", str(weights), "--steps", "1"]) == 0
+    assert (inside, malloc._inside) == ([1], 0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """DoSSRPipeline: number for number the released model, at any size, in batches and tiles, in half precision."""
 
 import copy
+import pickle
 
 import golden_sd21
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 import dosde
 from dosde import method
+from dosde.check import Refused
 from dosde.noise import Brownian
 
 pytest.importorskip("diffusers")
@@ -21,7 +23,7 @@ import diffusers
 import huggingface_hub
 
 from backbones.pictures.io import mirrored
-from backbones.sd21 import DoSSRPipeline, parts, tiles
+from backbones.sd21 import DoSSRPipeline, malloc, parts, tiles
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
 
@@ -573,6 +575,27 @@ def test_one_pass_for_equal_encoders_however_they_are_held(pipe):
     assert not made._one_encoder()
 
 
+def test_pipelines_and_their_models_are_copied_and_pickled(pipe):
+    picture, context = torch.rand(1, 3, 16, 16), pipe.encode_prompt("")
+    how = {"output_type": "pt", "num_inference_steps": 1}
+    expected = pipe(picture, generator=seeded(), **how).images
+    with torch.no_grad():
+        made = pipe.prepare(picture)
+        model = pipe.denoiser(made.hint, context, context + 1, 2.0, tile=128)
+        estimate = model(made.x_hat0, made.x_hat0, torch.tensor(0.4).double())
+    for again in (copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
+        assert torch.equal(again(pipe)(picture, generator=seeded(), **how).images, expected)
+        with torch.no_grad():
+            assert torch.equal(again(model)(made.x_hat0, made.x_hat0, torch.tensor(0.4).double()), estimate)
+
+
+def test_a_pipeline_leaves_malloc_as_it_is(pipe, monkeypatch):
+    """It lives in the processes of others; the command alone changes the settings."""
+    monkeypatch.setattr(malloc, "_count", lambda more: pytest.fail("malloc is tuned"))
+    for tile in (None, 128):
+        pipe(torch.rand(3, 40, 40), tile=tile, num_inference_steps=1, output_type="pt")
+
+
 def test_another_scheduler_is_refused(pipe):
     made = copy.deepcopy(pipe)
     made.scheduler = diffusers.DDIMScheduler()
@@ -658,3 +681,4 @@ def test_wrong_calls_are_refused_before_any_work(pipe, arguments, message, monke
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         pipe(**({"image": torch.rand(3, 8, 8)} | arguments))
     assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, Refused) or "mode F" in message  # which is said of files, too

@@ -29,8 +29,9 @@ import dosde
 from backbones import embedded, evaluation
 from backbones.cli import main
 from backbones.pictures import degradation
-from backbones.training import config, loop, pixels, state, validation
+from backbones.training import config, loop, pixels, state, stream, validation
 from backbones.weights import part, read_safetensors
+from dosde.check import Refused
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -214,6 +215,8 @@ def test_a_wrong_config_is_one_line(changes, said):
     with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         config.parse(tiny("runs/none", **changes))
     assert said in str(error.value)
+    assert isinstance(error.value, Refused)
+    assert said.startswith(error.value.argument)
 
 
 def test_missing_keys_and_files_that_are_no_configs(tmp_path):
@@ -284,8 +287,8 @@ def test_the_learning_rate():
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
 def test_processes_share_the_samples_of_each_step(world, accumulate):
-    whole = list(loop.Share(7, 0, 8, 1, 0, 1, 0, 5))
-    shares = [list(loop.Share(7, 0, 8, accumulate, rank, world, 2, 5)) for rank in range(world)]
+    whole = list(stream.Share(7, 0, 8, 1, 0, 1, 0, 5))
+    shares = [list(stream.Share(7, 0, 8, accumulate, rank, world, 2, 5)) for rank in range(world)]
     for step in range(2, 5):
         parts = [share[(step - 2) * accumulate + part] for share in shares for part in range(accumulate)]
         assert sorted(key for part in parts for key in part) == sorted(whole[step])
@@ -325,9 +328,9 @@ def test_a_run_by_hand(changes, tmp_path):
     network, process = pixels.Embedded(made).trainable, config.made_process(made.process)
     optimizer = torch.optim.AdamW(network.parameters(), betas=own.betas, eps=own.eps, weight_decay=own.weight_decay)
     average = [p.detach().clone() for p in network.parameters()]
-    stream, norms = loop.Stream(config.made_samples(made.data, 0), 0, ((3, 16, 16),)), []
-    for step, keys in enumerate(loop.Share(10, 0, 4, 1, 0, 1, 0, 12)):
-        batch = torch.utils.data.default_collate([stream[key] for key in keys])
+    samples, norms = stream.Stream(config.made_samples(made.data, 0), 0, ((3, 16, 16),)), []
+    for step, keys in enumerate(stream.Share(10, 0, 4, 1, 0, 1, 0, 12)):
+        batch = torch.utils.data.default_collate([samples[key] for key in keys])
         x0, x_hat0 = 2 * batch["hr"] - 1, embedded.source(batch["lr"], (16, 16))
         t = wanted.t_min + (0.5 - wanted.t_min) * batch["part"]
         value = network(process.sample(x0, x_hat0, t, batch["noise0"]), x_hat0, t.float())
@@ -472,7 +475,7 @@ def test_a_validation_is_of_the_averages_as_they_upscale(tmp_path):
     changes = {"steps": 4, "seed": 5, "validation": pictures, "optimizer": {"lr": 0.1}}
     train(tmp_path / "run", **changes)
     made = config.parse(tiny(tmp_path / "run", **changes))
-    ((name, (hr, lr)),) = validation.validation_pictures(made).items()
+    ((name, (hr, lr)),) = validation.validation_pictures(made.validation, made.data, made.seed).items()
     network = Network().eval()
     network.load_state_dict(part(last(tmp_path / "run"), "ema."))
     model = dosde.Denoiser(lambda x, x_hat0, t: network(x, x_hat0, t.float()[None]), config.made_process(made.process), "x0")

@@ -18,6 +18,8 @@ from backbones.training import config, loop
 from backbones.training.sd21 import SD21
 from backbones.weights import part
 
+SHIFTS = ("in_layers.2.bias", "emb_layers.1.bias", "emb_layers.1.weight")  # of channels, before a normalisation of each
+
 
 @pytest.fixture(scope="module")
 def weights(sd21_folder):
@@ -58,7 +60,7 @@ def test_the_released_training_step(weights):
     job = job_of(weights)
     t = (recorded["t"].double() + 1) / 1000
     part = (recorded["t"].double() + 0.5) / 1000
-    assert torch.equal(job.times(part), t)
+    assert torch.equal(job.loss.times(part), t)
     moments = torch.cat([recorded["z0"] / job.pipe.vae.config.scaling_factor, torch.full_like(recorded["z0"], -30.0)], 1)
     batch = {"moments": moments, "z_hat0": recorded["z_hat0"], "part": part, "noise0": recorded["noise"]}
     with torch.no_grad():
@@ -75,9 +77,17 @@ def test_the_released_training_step(weights):
     known = info["grad_norm_sum_absmax"]
     assert set(known) == set(gradients)
     largest = max(norm for norm, _, _ in known.values())
+    # A normalisation of single channels takes off what some weights add, and a softmax over one place what a query and a key
+    # do. Their exact gradient is 0; in float32 it is rounding, which is another one for other numbers of threads.
+    none = {name for name, (norm, _, _) in known.items() if norm < 3e-6 * largest}
+    shifts = {f"input_blocks.{i}.0.{layer}" for i in (1, 2) for layer in SHIFTS}
+    assert none == shifts | {f"middle_block.1.transformer_blocks.0.attn1.to_{kind}.weight" for kind in "qk"}
     for name, (norm, total, _) in known.items():
-        floor = 1e-6 * largest  # of float32: what a normalisation takes off has no gradient else
-        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-4, abs=floor), name
+        floor = 1e-6 * largest
+        if name in none:
+            assert float(gradients[name].norm()) < 5e-6 * largest, name
+        else:
+            assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-4, abs=floor), name
         assert float(gradients[name].sum()) == pytest.approx(
             total, abs=(1e-4 * norm + floor) * gradients[name].numel() ** 0.5
         ), name
@@ -158,10 +168,11 @@ def test_cached_latents_are_those_that_are_made(weights, tmp_path):
 
 def test_no_process_makes_latents_before_the_folder_is_known_to_have_none(weights, tmp_path, monkeypatch):
     """Else the first would find the second's, and take them for those of another run."""
-    job, found = job_of(weights, sd21={"cache": str(tmp_path / "cache"), "cache_samples": 2}), []
+    changes, found = {"sd21": {"cache": str(tmp_path / "cache"), "cache_samples": 2}}, []
+    job, data = job_of(weights, **changes), config.parse(content(weights, "runs/none", **changes)).data
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: found.append(list(tmp_path.rglob("*.safetensors"))))
-    job.samples(config.made_samples(job.config.data, 0), 1, 2)
+    job.samples(config.made_samples(data, 0), 1, 2)
     assert found == [[]]
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["00000001.safetensors"]
 

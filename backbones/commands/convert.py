@@ -2,17 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from .options import NEEDS_SD21, path_of
+from .options import NEEDS_SD21, Unusable, flag, path_of
 
 if TYPE_CHECKING:
     from .options import Commands
 
 
-def add(commands: "Commands") -> None:
-    """The command, for the command line."""
+def add(commands: "Commands") -> argparse.ArgumentParser:
+    """Adds the command to the command line."""
     parser = commands.add_parser(
         "convert",
         usage="dosde convert [CHECKPOINT] -o OUT [...]",
@@ -37,27 +36,28 @@ def add(commands: "Commands") -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as in CHECKPOINT)"
     )
-    parser.set_defaults(run=lambda arguments: run(arguments, parser.error))
+    return parser
 
 
-def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Converts; returns the exit status."""
     source, out = arguments.checkpoint, arguments.out
     try:
         from backbones.sd21 import convert
     except ImportError as error:
-        fail(f"{NEEDS_SD21} ({error})")
+        raise Unusable(f"{NEEDS_SD21} ({error})") from None
     try:
         if source is not None and source.is_dir():
             for option in ("base", "preprocessor", "original_config", "dtype"):
                 if getattr(arguments, option) is not None:
-                    fail(f"--{option.replace('_', '-')}: only for a conversion to a folder, and CHECKPOINT is a folder")
+                    raise Unusable(f"{flag(option)}: only for a conversion to a folder, and CHECKPOINT is a folder")
             convert.to_checkpoint(source, out)
         else:
             convert.check_out(out)
             if source is not None:
                 made = convert.parts_of_checkpoint(source, arguments.original_config, arguments.preprocessor, arguments.base)
             elif arguments.base is None or arguments.preprocessor is None:
-                fail("CHECKPOINT: none; one is needed, or --base and --preprocessor, to start fine-tuning from")
+                raise Unusable("CHECKPOINT: none; one is needed, or --base and --preprocessor, to start fine-tuning from")
             else:
                 made = convert.start(arguments.base, arguments.preprocessor)
             dtype = None if arguments.dtype is None else convert.DTYPES[arguments.dtype]

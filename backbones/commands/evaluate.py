@@ -7,22 +7,29 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 
+import backbones
+from backbones import embedded, evaluation
+from backbones.backbone import Backbone
+from backbones.pictures import metrics
 from dosde import __version__
+from dosde.check import Refused, describe, require
 from dosde.plan import default_order
 
 from .options import (
     DEFAULTS,
     NEEDS_IMAGES,
     Solver,
+    Unusable,
     add_backbones,
     add_solver,
     check_images,
     check_seed,
     flag,
+    flags,
     loaded,
     path_of,
     reason_of,
@@ -31,13 +38,11 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from backbones import Backbone
-
     from .options import Commands
 
 
-def add(commands: "Commands") -> None:
-    """The command, for the command line."""
+def add(commands: "Commands") -> argparse.ArgumentParser:
+    """Adds the command to the command line."""
     parser = commands.add_parser(
         "evaluate",
         usage="dosde evaluate --pairs FOLDER [--results FOLDER] [-o FILE] [...]\n"
@@ -48,10 +53,11 @@ def add(commands: "Commands") -> None:
         epilog="docs/evaluate.md says what is measured, how, and what the file of -o holds.",
     )
     _add_evaluation(parser.add_argument)
-    add_solver(parser.add_argument)
+    add_solver(parser)
     add_backbones(parser)
     # So that a given option is known from one left out: each use of the command refuses those that it has no use for.
-    parser.set_defaults(**dict.fromkeys(DEFAULTS), run=lambda arguments: run(arguments, parser.error))
+    parser.set_defaults(**dict.fromkeys(DEFAULTS))
+    return parser
 
 
 def _add_evaluation(add: Callable[..., object]) -> None:
@@ -66,81 +72,75 @@ def _add_evaluation(add: Callable[..., object]) -> None:
     add("--across", metavar="KEY,...", help="keys of the protocol that may differ in --compare, such as nfe")
 
 
-def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
-    _check_use(arguments, fail)
+def run(arguments: argparse.Namespace) -> int:
+    """Measures or compares; returns the exit status."""
+    _check_use(arguments)
     try:
-        return _measure(arguments, fail) if arguments.compare is None else _compare(arguments, fail)
+        return _measure(arguments) if arguments.compare is None else _compare(arguments)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
 
 
-def _check_use(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
-    """Options that are for another use of evaluate."""
+def _check_use(arguments: argparse.Namespace) -> None:
+    """Refuses options that are for another use of the command."""
     given = {option: value for option, value in vars(arguments).items() if value is not None and option != "run"}
+    about = {"pairs", "out", "metrics", "border", "crop", "scale", "seed", "results", "nfe"}
     if "compare" not in given and "pairs" not in given:
-        fail("--pairs: none; a folder of pictures is needed, or --compare and files")
-    about = {"pairs", "out", "metrics", "border", "crop", "scale", "seed"}
+        raise Refused("--pairs", None, "a folder of pictures is needed, or --compare and files", "none")
     for option, value in given.items():
-        if "compare" in given and option not in ("compare", "across"):
-            fail(f"{flag(option)}: {value}; --compare takes --across alone")
-        if "compare" not in given and option == "across":
-            fail(f"--across: {value}; it is for --compare")
-        if "compare" not in given and "results" in given and option not in about | {"results", "nfe"}:
-            fail(f"{flag(option)}: {value}; with --results nothing is upscaled")
-    if "nfe" in given and "results" not in given:
-        fail(f"--nfe: {arguments.nfe}; it is for --results, otherwise --steps says it")
+        why = None
+        if "compare" in given:
+            why = None if option in ("compare", "across") else "--compare takes --across alone"
+        elif option == "across":
+            why = "it is for --compare"
+        elif "results" in given:
+            why = None if option in about else "with --results nothing is upscaled"
+        elif option == "nfe":
+            why = "it is for --results, otherwise --steps says it"
+        if why is not None:
+            raise Refused(flag(option), value, why, str(value))
 
 
-def _compare(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
-    from backbones import evaluation
-
-    try:
+def _compare(arguments: argparse.Namespace) -> int:
+    with flags():
         print(evaluation.compare(arguments.compare, [] if arguments.across is None else arguments.across.split(",")))
-    except ValueError as error:
-        fail(f"--{error}")
     return 0
 
 
-def _measure(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+def _measure(arguments: argparse.Namespace) -> int:
     seed, nfe = arguments.seed, arguments.nfe
-    for option, value in DEFAULTS.items():
+    for option, default in DEFAULTS.items():
         if getattr(arguments, option) is None:
-            setattr(arguments, option, value)
-    if arguments.scale not in range(1, 65):
-        fail(f"--scale: {arguments.scale:g}; a whole number from 1 to 64 is needed")
-    if nfe is not None and nfe < 0:
-        fail(f"--nfe: {nfe}; a number from 0 is needed")
-    check_seed(arguments.seed, fail)
-    check_images("evaluate", fail)
-    solver = solver_of(arguments, "evaluate", fail) if arguments.results is None else None
+            setattr(arguments, option, default)
+    whole = "a whole number from 1 to 64 is needed"
+    require(arguments.scale in range(1, 65), "--scale", arguments.scale, whole, f"{arguments.scale:g}")
+    require(nfe is None or nfe >= 0, "--nfe", nfe, "a number from 0 is needed")
+    check_seed(arguments.seed)
+    check_images("evaluate")
+    solver = solver_of(arguments, "evaluate") if arguments.results is None else None
     from tqdm import tqdm
-
-    import backbones
-    from backbones import evaluation
-    from backbones.pictures import metrics
 
     scale = int(arguments.scale)
     border = scale if arguments.border is None else arguments.border
     names = list(dict.fromkeys(["psnr", "ssim"] if arguments.metrics is None else arguments.metrics.split(",")))
     device = "auto" if solver is None else str(solver.options.get("device", "auto"))
     try:
-        metrics.check_metrics(names)
-        pairs = evaluation.found(arguments.pairs, scale, arguments.crop, arguments.results)
-        evaluation.check_border(pairs, border)
-        if arguments.out is not None:
-            evaluation.check_out(arguments.out)
-        by = metrics.metrics(names, border, backbones.device(device))
+        with flags():
+            metrics.check_metrics(names)
+            pairs = evaluation.found(arguments.pairs, scale, arguments.crop, arguments.results)
+            evaluation.check_border(pairs, border)
+            if arguments.out is not None:
+                evaluation.check_out(arguments.out)
+            by = metrics.metrics(names, border, backbones.device(device))
     except ImportError as error:
-        fail(f"dosde evaluate {NEEDS_IMAGES} ({error})")
-    except ValueError as error:
-        fail(f"--{error}")
+        raise Unusable(f"dosde evaluate {NEEDS_IMAGES} ({error})") from None
     except OSError as error:
-        fail(f"--pairs, --results: {error}")
+        raise Unusable(f"--pairs, --results: {error}") from None
     one = len(pairs.hr) == 1
     upscaled, about = None, dict[str, object](results=str(arguments.results))
     if solver is not None:
-        backbone = loaded(solver, "evaluate", one, fail)
+        backbone = loaded(solver, "evaluate", one)
         upscaled, about = partial(solver.upscaled, backbone, progress=one), _about(solver, backbone)
         seed, nfe = solver.seed, solver.steps
     warn_above_bars()
@@ -170,10 +170,8 @@ def _measure(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> 
     return 1 if failed else 0
 
 
-def _about(solver: Solver, backbone: "Backbone") -> dict[str, object]:
-    """What upscales, for the record: of the weights the name, and what their file holds."""
-    from backbones import embedded
-
+def _about(solver: Solver, backbone: Backbone) -> dict[str, object]:
+    """What upscales, for the record; of the weights the name, and a digest of their file."""
     given = dict(solver.options)
     weights = given.pop("weights", embedded.WEIGHTS if solver.name == "embedded" else None)
     path = None if weights is None else Path(str(weights)).resolve()
@@ -181,14 +179,15 @@ def _about(solver: Solver, backbone: "Backbone") -> dict[str, object]:
     if path is not None and path.is_file():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    usual = min(default_order(solver.on(backbone)["method"]), solver.steps)
+    method = solver.on(backbone)["method"]
+    usual = min(default_order(method), solver.steps)
     return {
         "backbone": solver.name,
         "weights": None if path is None else path.name,
         "sha256": digest,
         "steps": solver.steps,
         "order": usual if solver.order is None else solver.order,
-        "method": solver.how or "that of the backbone",
+        "method": describe(method),
         "options": given,
         "dosde": __version__,
         "torch": torch.__version__,

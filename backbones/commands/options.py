@@ -1,21 +1,25 @@
-"""Options that commands share: the solver, the backbone, what they make of them, and how errors and warnings are shown."""
+"""Options that commands share: those of the solver, and those that the backbones declare beside their `load`."""
 
 import argparse
+import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+import backbones
+from backbones.backbone import Backbone, Declared, options
 from dosde import method, presets
+from dosde.check import Refused, require
 from dosde.plan import plan
 
 if TYPE_CHECKING:
-    from backbones import Backbone
-
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULTS = {"scale": 4.0, "steps": 5, "seed": 0}
@@ -25,20 +29,22 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
     "ode": (method.ode, None),
     "resshift": (method.resshift, 1),
 }
+"""Methods by name, each with its highest order; None is any."""
 FEW_STEP = "few_step"  # presets.few_step: the method and the times follow from the backbone's residual scale
 NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
 NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
-# Options that not every backbone has, as `load` of these names them.
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "embedded": ("weights", "tile", "dtype", "device"),
-    "sd21": (
-        *("weights", "prompt", "negative_prompt", "guidance_scale", "color_fix", "source", "tile", "max_memory"),
-        *("dtype", "device"),
-    ),
-}
 
 
-def add_solver(add: Callable[..., object]) -> None:
+class Unusable(Exception):
+    """What stops a command before it has done anything, in one line, and is no argument's fault."""
+
+
+# -- The parser -------------------------------------------------------------------------------------------------------------
+
+
+def add_solver(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the solver, and --backbone."""
+    add = parser.add_argument
     add("--scale", type=float, default=DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
     add("--steps", type=int, default=DEFAULTS["steps"], help="model calls a picture (default: 5)")
     add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
@@ -48,62 +54,96 @@ def add_solver(add: Callable[..., object]) -> None:
 
 
 def add_backbones(parser: argparse.ArgumentParser) -> None:
-    networks = "the backbones embedded (a small network) and sd21 (DoSSR: SD 2.1 with a ControlNet)"
-    _add_networks(parser.add_argument_group(networks).add_argument)
-    _add_sd21(parser.add_argument_group("the backbone sd21").add_argument)
+    """Adds the options of the backbones, in a group for each set of backbones that share options.
+
+    They have no defaults here, so that an option that the user gives is known from one left out.
+    """
+    groups: dict[str, Any] = {}
+    for name, having in declared().items():
+        title = _title(tuple(having))
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        first = next(iter(having.values()))
+        option = first.option
+        named = {"dest": name, "type": option.parse, "metavar": option.metavar, "choices": option.choices}
+        groups[title].add_argument(f"--{first.flag}", help=help_of(having).replace("%", "%%"), **named)
 
 
-def _add_networks(add: Callable[..., object]) -> None:
-    """Defaults are those of `load` of the backbones, so that a given option is known from one left out."""
-    add(
-        "--weights",
-        metavar="PATH",
-        help="sd21: a folder written by `dosde convert`, or a checkpoint in the released layout; embedded: a .safetensors file",
-    )
-    add("--tile", type=_tile, metavar="PIXELS", help="side of the tiles in the output, 'auto' or 'none' (default: auto)")
-    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), help="default: bfloat16 on a GPU, float32 on the CPU")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+@cache
+def declared() -> Mapping[str, Mapping[str, Declared]]:
+    """The options of all backbones, by keyword and backbone; those that several backbones have come first."""
+    found: dict[str, dict[str, Declared]] = {}
+    for backbone in backbones.NAMES:
+        for name, one in options(backbones.module(backbone).load).items():
+            found.setdefault(name, {})[backbone] = one
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def _add_sd21(add: Callable[..., object]) -> None:
-    """Defaults are those of `backbones.sd21.backbone.load`, so that a given option is known from one left out."""
-    add("--prompt", help="default: the release's, 'clean, high-resolution, 8k'")
-    add("--negative-prompt", metavar="PROMPT", help="for a guidance other than 1 (default: empty)")
-    add("--guidance", dest="guidance_scale", type=float, metavar="SCALE", help="1: none, half the work (default)")
-    add("--color-fix", choices=("wavelet", "adain", "none"), help="default: wavelet")
-    add("--source", choices=("mode", "sample"), help="x_hat0: mode of the VAE's posterior, or a sample (default: mode)")
-    add(
-        "--max-memory",
-        type=_bytes,
-        metavar="SIZE",
-        help="for auto tiles, such as 6G, beside the weights (default: 80%% of what is free)",
-    )
+def help_of(having: Mapping[str, Declared]) -> str:
+    """The help of an option; where the backbones say different things of it, those of each."""
+    texts = {backbone: one.option.help for backbone, one in having.items()}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{backbone}: {text}" for backbone, text in reversed(texts.items()))
 
 
-def _tile(text: str) -> int | str:
-    return text if text in ("auto", "none") else int(text)
+def _title(having: tuple[str, ...]) -> str:
+    if len(having) == 1:
+        return f"the backbone {having[0]}"
+    return "the backbones " + " and ".join(f"{name} ({backbones.module(name).ABOUT})" for name in having)
 
 
-def _bytes(text: str) -> float:
-    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-    number, unit = text.lower().removesuffix("b").removesuffix("i"), ""
-    if number[-1:] in units:
-        number, unit = number[:-1], number[-1:]
-    size = float(number) * units[unit]
-    if not 0 < size < float("inf"):
-        raise ValueError
-    return size
+def table() -> str:
+    """The options of the backbones as a table, for docs/upscale.md."""
+    rows = ["| option | backbones | |", "|---|---|---|"]
+    for having in declared().values():
+        first = next(iter(having.values()))
+        choices = first.option.choices
+        value = "\\|".join(choices) if choices else first.option.metavar or first.flag.upper()
+        rows.append(f"| `--{first.flag} {value}` | {', '.join(f'`{name}`' for name in having)} | {help_of(having)} |")
+    return "\n".join(rows)
 
 
 def path_of(name: str) -> Path:
+    """A file or a folder, from text."""
     if not name:
         raise argparse.ArgumentTypeError("an empty name; a file or a folder is needed")
     return Path(name)
 
 
+# -- What the options say ---------------------------------------------------------------------------------------------------
+
+
+def flag(argument: str) -> str:
+    """The name of an argument on the command line."""
+    if argument == "checkpoint":  # as files of tensors call themselves
+        return "--weights"
+    having = declared().get(argument)
+    return f"--{next(iter(having.values())).flag if having else argument.replace('_', '-')}"
+
+
+@contextmanager
+def flags() -> Iterator[None]:
+    """Refusals of an argument as refusals of its option."""
+    try:
+        yield
+    except Refused as error:
+        raise error.under(flag(error.argument)) from error
+
+
 @dataclass(frozen=True)
 class Solver:
-    """What the options of the solver and the backbone say. how: None is the backbone's method; order: None is its own."""
+    """What the options of the solver and the backbone say.
+
+    Args:
+        scale: how many times as large.
+        steps: model calls a picture.
+        order: None is that of the method.
+        how: a name of `METHODS`, or few_step; None is the backbone's method.
+        seed: of the noise.
+        name: the backbone.
+        options: the keywords of its `load` that the user gives.
+    """
 
     scale: float
     steps: int
@@ -113,15 +153,14 @@ class Solver:
     name: str
     options: dict[str, object]
 
-    def upscaled(self, backbone: "Backbone", picture: torch.Tensor, progress: bool) -> torch.Tensor:
-        """Each picture has the noise of the seed afresh."""
-        from backbones import upscale
-
+    def upscaled(self, backbone: Backbone, picture: torch.Tensor, progress: bool) -> torch.Tensor:
+        """A picture, upscaled; each has the noise of the seed afresh."""
         noise = torch.Generator().manual_seed(self.seed)
-        how = self.on(backbone)
-        return upscale(backbone, picture, self.scale, self.steps, self.order, noise=noise, progress=progress, **how)
+        how = {**self.on(backbone), "noise": noise, "progress": progress}
+        with _memory(self.name):
+            return backbones.upscale(backbone, picture, self.scale, self.steps, self.order, **how)
 
-    def on(self, backbone: "Backbone") -> dict[str, Any]:
+    def on(self, backbone: Backbone) -> dict[str, Any]:
         """Method and grid."""
         if self.how == FEW_STEP and backbone.residual_scale is not None:
             return presets.few_step(backbone.residual_scale)
@@ -129,87 +168,109 @@ class Solver:
         return {"method": how, "grid": backbone.grid}
 
 
-def solver_of(arguments: argparse.Namespace, command: str, fail: Callable[[str], NoReturn]) -> Solver:
-    """Checked as far as it can be before anything loads."""
+def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
+    """The solver, checked as far as it can be before anything loads.
+
+    Raises:
+        Refused: for an option that is wrong.
+        Unusable: where the packages for pictures are missing.
+    """
     how, (_, most) = arguments.method, METHODS.get(arguments.method, (None, None))
-    steps, limit = arguments.steps, arguments.steps if most is None else min(most, arguments.steps)
-    order = arguments.order
+    scale, steps, order = arguments.scale, arguments.steps, arguments.order
+    limit = steps if most is None else min(most, steps)
     if order is None and how is not None:
         order = min(3, limit)
-    if not 0 < arguments.scale <= 64:
-        fail(f"--scale: {arguments.scale:g}; a number above 0, up to 64, is needed")
-    if steps < 1:
-        fail(f"--steps: {steps}; a positive number is needed")
-    if order is not None and not 1 <= order <= limit:
-        chosen = "" if how is None else f"--method {how} "
-        fail(f"--order: {order}; 1 to {limit} is needed with {chosen}--steps {steps}")
-    check_seed(arguments.seed, fail)
-    check_images(command, fail)
-    return Solver(arguments.scale, steps, order, how, arguments.seed, *_options(arguments, fail))
+    require(0 < scale <= 64, "--scale", scale, "a number above 0, up to 64, is needed", f"{scale:g}")
+    require(steps >= 1, "--steps", steps, "a positive number is needed")
+    chosen = f"--steps {steps}" if how is None else f"--method {how} --steps {steps}"
+    require(order is None or 1 <= order <= limit, "--order", order, f"1 to {limit} is needed with {chosen}")
+    check_seed(arguments.seed)
+    check_images(command)
+    return Solver(scale, steps, order, how, arguments.seed, *_backbone(arguments))
 
 
-def check_seed(seed: int, fail: Callable[[str], NoReturn]) -> None:
-    if not 0 <= seed < 2**63:
-        fail(f"--seed: {seed}; a number from 0 to 2^63 - 1 is needed")
+def _memory(backbone: str) -> AbstractContextManager[None]:
+    """Memory that is used again rather than given back, for the backbone sd21: see `backbones.sd21.malloc`."""
+    if backbone != "sd21":
+        return nullcontext()
+    from backbones.sd21 import malloc
+
+    return malloc.kept()
 
 
-def check_images(command: str, fail: Callable[[str], NoReturn]) -> None:
+def check_seed(seed: int) -> None:
+    """Refuses what no generator takes."""
+    require(0 <= seed < 2**63, "--seed", seed, "a number from 0 to 2^63 - 1 is needed")
+
+
+def check_images(command: str) -> None:
+    """Unusable without the packages for pictures."""
     try:
         import PIL  # noqa: F401
         import tqdm  # noqa: F401
-
-        import backbones  # noqa: F401
     except ImportError as error:
-        fail(f"dosde {command} {NEEDS_IMAGES} ({error})")
+        raise Unusable(f"dosde {command} {NEEDS_IMAGES} ({error})") from None
 
 
-def loaded(solver: Solver, command: str, one: bool, fail: Callable[[str], NoReturn]) -> "Backbone":
-    """The backbone, which has been checked to take the solver. one: there is one picture, so the bars are of its steps."""
-    import backbones
+def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """The name of the backbone, and the keywords of its `load`: those that were given."""
+    given = {name: value for name in declared() if (value := getattr(arguments, name)) is not None}
+    chosen = arguments.backbone or ("sd21" if "weights" in given else "embedded")
+    for name, value in given.items():
+        having = declared()[name]
+        if chosen not in having:
+            needed = f"needs --backbone {' or '.join(having)}, and the backbone is {chosen}"
+            raise Unusable(f"{flag(name)}: {needed}")
+        if value == "none" and having[chosen].optional:
+            given[name] = None
+    for name, having in declared().items():
+        if chosen in having and having[chosen].required and name not in given:
+            one = having[chosen]
+            raise Refused(flag(name), None, f"the backbone {chosen} needs {one.option.help}", "none")
+    return chosen, given
 
-    options = {**solver.options, "progress": one} if solver.name == "sd21" else solver.options
-    try:
-        backbone = backbones.load(solver.name, **options)
-    except ImportError as error:
-        fail(f"{NEEDS_SD21 if solver.name == 'sd21' else f'dosde {command} {NEEDS_IMAGES}'} ({error})")
-    except ValueError as error:
-        argument, _, rest = str(error).partition(":")
-        argument = "weights" if argument == "checkpoint" else argument
-        fail(f"--{argument.replace('_', '-')}:{rest}")
-    if solver.scale < backbone.least_scale:
-        fail(f"--scale: {solver.scale:g}; {backbone.least_scale:g} to 64 is needed with --backbone {solver.name}")
+
+def loaded(solver: Solver, command: str, one: bool) -> Backbone:
+    """The backbone, which has been checked to take the solver.
+
+    Args:
+        solver: what the options say.
+        command: its name, for messages.
+        one: there is one picture, so the bars are of its steps.
+
+    Raises:
+        Refused: for an option that the backbone does not take.
+        Unusable: where packages are missing.
+    """
+    name, scale = solver.name, solver.scale
+    with flags():
+        load = backbones.module(name).load
+        own = {"progress": one} if "progress" in inspect.signature(load).parameters else {}
+        try:
+            backbone: Backbone = load(**solver.options, **own)
+        except ImportError as error:
+            needs = NEEDS_SD21 if name == "sd21" else f"dosde {command} {NEEDS_IMAGES}"
+            raise Unusable(f"{needs} ({error})") from None
+        except ValueError as error:
+            if isinstance(error, Refused):
+                raise
+            raise Unusable(str(error)) from None
+    least = f"{backbone.least_scale:g} to 64 is needed with --backbone {name}"
+    require(scale >= backbone.least_scale, "--scale", scale, least, f"{scale:g}")
     if solver.how == FEW_STEP and backbone.residual_scale is None:
-        fail(f"--method: {FEW_STEP}; a backbone that knows its residual scale is needed, and {solver.name} does not")
+        raise Refused("--method", None, f"a backbone that knows its residual scale is needed, and {name} does not", FEW_STEP)
     try:
         plan(backbone.process, solver.steps, solver.order, **solver.on(backbone))
-    except ValueError as error:
-        argument, _, rest = str(error).partition(":")
-        fail(f"--{argument}:{rest}" if argument in ("order", "steps", "method") else str(error))
+    except Refused as error:
+        raise error.under(flag(error.argument)) if error.argument in ("order", "steps", "method") else error from None
     return backbone
 
 
-def _options(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> tuple[str, dict[str, object]]:
-    """The backbone, and its options: those that were given."""
-    every = dict.fromkeys(option for options in OPTIONS.values() for option in options)
-    given = {option: value for option in every if (value := getattr(arguments, option, None)) is not None}
-    if given.get("tile") == "none":
-        given["tile"] = None
-    name = arguments.backbone or ("sd21" if "weights" in given else "embedded")
-    for option in given:
-        if option not in OPTIONS.get(name, ()):
-            having = " or ".join(other for other, options in OPTIONS.items() if option in options)
-            fail(f"{flag(option)}: needs --backbone {having}, and the backbone is {name}")
-    if name == "sd21" and "weights" not in given:
-        fail("--weights: none; the backbone sd21 needs a folder written by `dosde convert`")
-    return name, given
-
-
-def flag(option: str) -> str:
-    return "--" + option.replace("_scale", "").replace("_", "-")
+# -- Messages ---------------------------------------------------------------------------------------------------------------
 
 
 def reason_of(error: Exception) -> str:
-    """In one line."""
+    """Why a picture failed, in one line."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, MemoryError) or "allocate memory" in reason:
         return "not enough memory for a picture of this size at this scale"
@@ -217,6 +278,7 @@ def reason_of(error: Exception) -> str:
 
 
 def warn_above_bars() -> None:
+    """Shows warnings in one line, above the bars of tqdm."""
     from tqdm import tqdm
 
     warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -3,10 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from .options import path_of
+from .options import Unusable, path_of
 
 if TYPE_CHECKING:
     from .options import Commands
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 _NEEDS_TRAIN = "dosde train needs the extra 'train' (in the repository: pip install '.[train]')"
 
 
-def add(commands: "Commands") -> None:
-    """The command, for the command line."""
+def add(commands: "Commands") -> argparse.ArgumentParser:
+    """Adds the command to the command line."""
     parser = commands.add_parser(
         "train",
         usage="dosde train --config FILE [--resume | --overwrite]",
@@ -30,10 +29,11 @@ def add(commands: "Commands") -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on from the last checkpoint in `out`, if there is one")
     start.add_argument("--overwrite", action="store_true", help="start anew, and delete the run in `out`")
-    parser.set_defaults(run=lambda arguments: run(arguments, parser.error))
+    return parser
 
 
-def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; returns the exit status."""
     rank = os.environ.get("RANK", "0")
     start = "resume" if arguments.resume else "overwrite" if arguments.overwrite else "new"
     try:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
 
         from backbones.training import config, loop
     except ImportError as error:
-        fail(f"{_NEEDS_TRAIN} ({error})")
+        raise Unusable(f"{_NEEDS_TRAIN} ({error})") from None
     try:
         result = loop.train(config.load(arguments.config), start=start)
     except (ValueError, OSError, loop.Stopped) as error:

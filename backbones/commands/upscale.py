@@ -7,18 +7,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 
-from .options import add_backbones, add_solver, loaded, path_of, reason_of, solver_of, warn_above_bars
+from backbones import whole
+from backbones.pictures import io as images
+from backbones.pictures.resize import bicubic
+from dosde.check import require
+
+from .options import Unusable, add_backbones, add_solver, loaded, path_of, reason_of, solver_of, warn_above_bars
 
 if TYPE_CHECKING:
     from .options import Commands
 
 
-def add(commands: "Commands") -> None:
-    """The command, for the command line."""
+def add(commands: "Commands") -> argparse.ArgumentParser:
+    """Adds the command to the command line."""
     parser = commands.add_parser(
         "upscale",
         usage="dosde upscale INPUT... -o OUT [--scale 4] [--steps 5] [...]",
@@ -30,29 +35,30 @@ def add(commands: "Commands") -> None:
     )
     parser.add_argument("inputs", nargs="+", type=path_of, metavar="INPUT", help="a picture, or a folder of pictures")
     parser.add_argument("-o", "--out", type=path_of, required=True, metavar="OUT", help="a folder, or a file for one INPUT")
-    add_solver(parser.add_argument)
+    add_solver(parser)
     parser.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
     add_backbones(parser)
-    parser.set_defaults(run=lambda arguments: run(arguments, parser.error))
+    return parser
 
 
-def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
-    solver = solver_of(arguments, "upscale", fail)
+def run(arguments: argparse.Namespace) -> int:
+    """Upscales; returns the exit status."""
+    solver = solver_of(arguments, "upscale")
     from tqdm import tqdm
 
     try:
-        jobs = _jobs(arguments.inputs, arguments.out, arguments.scale, fail)
+        jobs = _jobs(arguments.inputs, arguments.out, arguments.scale)
     except OSError as error:
-        fail(f"INPUT, --out: {error}")
+        raise Unusable(f"INPUT, --out: {error}") from None
     one = len(jobs) == 1
-    backbone = loaded(solver, "upscale", one, fail)
+    backbone = loaded(solver, "upscale", one)
     folder = jobs[0][1].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"--out: {error}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fail(f"--out: {folder}; a folder that can be written to is needed")
+        raise Unusable(f"--out: {error}") from None
+    require(os.access(folder, os.W_OK | os.X_OK), "--out", folder, "a folder that can be written to is needed")
+    whole.sweep(folder)
     warn_above_bars()
 
     kept, failed, start = 0, [], time.perf_counter()
@@ -74,58 +80,54 @@ def run(arguments: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
     return 1 if failed else 0
 
 
-def _jobs(inputs: Sequence[Path], out: Path, scale: float, fail: Callable[[str], NoReturn]) -> list[tuple[Path, Path]]:
+def _jobs(inputs: Sequence[Path], out: Path, scale: float) -> list[tuple[Path, Path]]:
     """(source, target) for every picture, in a predictable order."""
-    from backbones.pictures import io as images
-
-    suffixes = images.SUFFIXES
+    suffixes = " ".join(images.SUFFIXES)
     sources: list[Path] = []
     for given in inputs:
         if given.is_dir():
-            if out.is_dir() and given.samefile(out):
-                fail(f"--out: {out}; another folder than INPUT is needed, or results would be taken for pictures next time")
+            needed = "another folder than INPUT is needed, or results would be taken for pictures next time"
+            require(not (out.is_dir() and given.samefile(out)), "--out", out, needed)
             found = images.listed(given)
-            if not found:
-                fail(f"INPUT: {given}; a folder with pictures ({' '.join(suffixes)}) is needed")
+            require(bool(found), "INPUT", given, f"a folder with pictures ({suffixes}) is needed")
             sources += found
-        elif given.exists():
-            sources.append(given)
         else:
-            fail(f"INPUT: {given}; no such file or folder")
+            require(given.exists(), "INPUT", given, "no such file or folder")
+            sources.append(given)
     sources = list({p.resolve(): p for p in reversed(sources)}.values())[::-1]  # each once, however it is named
-    if out.suffix.lower() in suffixes and not out.is_dir():
-        if len(sources) > 1 or inputs[0].is_dir():
-            fail(f"--out: {out}; a folder is needed for a folder or several pictures")
+    if out.suffix.lower() in images.SUFFIXES and not out.is_dir():
+        several = len(sources) > 1 or inputs[0].is_dir()
+        require(not several, "--out", out, "a folder is needed for a folder or several pictures")
         targets = [out]
     else:
-        if len(sources) == 1 and not out.is_dir() and 2 < len(out.suffix) < 6 and out.suffix[1].isalpha():
-            fail(f"--out: {out}; a folder, or a file that ends in {' '.join(suffixes)}, is needed")
-        if out.exists() and not out.is_dir():
-            fail(f"--out: {out}; it exists and is not a folder")
-        ending = f"_x{scale:.12g}.png"
-        same = Counter(p.stem for p in sources)
-        # Names that differ in their suffix only (a.jpg, a.png) keep it, or one would overwrite the other.
-        names = [p.stem + (p.suffix.replace(".", "_") if same[p.stem] > 1 else "") + ending for p in sources]
-        targets = [out / name for name in names]
-        for name, count in Counter(names).items():
-            if count > 1:
-                fail(f"INPUT: {count} pictures would be written as {out / name}; give them one by one")
+        file = len(sources) == 1 and not out.is_dir() and 2 < len(out.suffix) < 6 and out.suffix[1].isalpha()
+        require(not file, "--out", out, f"a folder, or a file that ends in {suffixes}, is needed")
+        require(out.is_dir() or not out.exists(), "--out", out, "it exists and is not a folder")
+        targets = [out / name for name in _names(sources, scale)]
+        for target, count in Counter(targets).items():
+            shown = f"{count} pictures would be written as {target}"
+            require(count == 1, "INPUT", target, "give them one by one", shown)
     for source, target in zip(sources, targets, strict=True):
-        if target.exists() and source.exists() and source.samefile(target):
-            fail(f"--out: {target}; it is the input itself")
+        same = target.exists() and source.exists() and source.samefile(target)
+        require(not same, "--out", target, "it is the input itself")
     return list(zip(sources, targets, strict=True))
+
+
+def _names(sources: Sequence[Path], scale: float) -> list[str]:
+    """The names of the results. Sources that differ in their suffix alone (a.jpg, a.png) keep it, so none replaces another."""
+    same = Counter(p.stem for p in sources)
+    suffixes = [p.suffix.replace(".", "_") if same[p.stem] > 1 else "" for p in sources]
+    return [f"{p.stem}{suffix}_x{scale:.12g}.png" for p, suffix in zip(sources, suffixes, strict=True)]
 
 
 def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Upscales one file; returns its sizes in words."""
-    from backbones.pictures import io as images
-
     picture = images.read(source)
     images.check(target, picture)
     colour = upscaled(picture.colour)
     alpha = picture.alpha
     if alpha is not None:
-        alpha = images.resized(alpha, colour.shape[-2:])
+        alpha = bicubic(alpha, colour.shape[-2:]).clamp(0, 1)
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"

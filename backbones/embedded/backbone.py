@@ -10,34 +10,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import dosde
 from backbones import backbone
+from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
 from backbones.pictures import io as images
+from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import tiled
 from backbones.weights import aligned, metadata, read, write
+from dosde.check import Refused
 from dosde.solve import Model
 from dosde.step import Method
 
-from .network import Config, Network
+from .network import Config, Network, blank
 
+ABOUT = "a small network"
 _KEY, _FORMAT = "dosde.embedded", 2
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 """What ships, trained by configs/embedded.toml. docs/embedded.md has its measure."""
 _SCALE = 4
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TILE = 2048  # about 200 bytes a pixel at the default width: 0.8 GB
 
 
 def source(picture: Tensor, size: Sequence[int]) -> Tensor:
     """x_hat0, in [-1, 1], of a picture (batch, channels, height, width) in [0, 1]: bicubic, brought to (height, width)."""
-    larger = F.interpolate(picture, tuple(size), mode="bicubic", antialias=True, align_corners=False)
-    return 2 * larger.clamp(0, 1) - 1
+    return 2 * bicubic(picture, size).clamp(0, 1) - 1
 
 
 class Conditioning(NamedTuple):
@@ -49,14 +50,15 @@ class Conditioning(NamedTuple):
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Embedded:
+@dataclass(frozen=True, repr=False)
+class Embedded(backbone.Loaded):
     """The `embedded` backbone.
 
-    network  in evaluation mode, where it is to run.
-    about    what the file says of its training.
-    tile     a side above which the output is made in tiles, None for never. They overlap by four times the radius of the
-             network, so that they give what the untiled network gives (see `tiling`).
+    Args:
+        network: in evaluation mode, on the device where it is to run.
+        about: what the file says of its training.
+        tile: a side above which the output is made in tiles, None for never. They overlap by four times the radius of the
+            network, so that they give what the untiled network gives (see `tiling`).
     """
 
     network: Network
@@ -67,24 +69,24 @@ class Embedded:
 
     def __post_init__(self) -> None:
         if self.tile is not None and (self.tile % self.network.config.fold or self.tile <= self.overlap):
-            raise ValueError(
-                f"tile: {self.tile}; a multiple of {self.network.config.fold} above {self.overlap}, the overlap, is needed"
+            raise Refused(
+                "tile", self.tile, f"a multiple of {self.network.config.fold} above {self.overlap}, the overlap, is needed"
             )
 
     @property
     def overlap(self) -> int:
-        """Of the tiles, in pixels."""
+        """By which tiles overlap, in pixels."""
         c = self.network.config
         return math.ceil(Fraction(4 * c.radius, c.fold)) * c.fold
 
     @property
     def process(self) -> dosde.Process:
-        """That of the network."""
+        """The network's process."""
         return self.network.process
 
     @property
     def residual_scale(self) -> float:
-        """That of the pictures that the network was trained on."""
+        """The residual scale of the pictures that the network was trained on."""
         return self.network.config.scale
 
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
@@ -99,12 +101,15 @@ class Embedded:
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, Conditioning]:
         """x_hat0, four times as large whatever the scale, continued by mirroring to sides that suit the network.
 
-        Errors: ValueError for a wrong shape or scale.
+        Args:
+            picture: (batch, 1 or 3, height, width) in [0, 1].
+            scale: at least 1.
+            noise: unused; the source is not drawn.
+
+        Raises:
+            Refused: for another shape or scale.
         """
-        if picture.ndim != 4 or picture.shape[1] not in (1, 3) or picture.numel() == 0:
-            raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, 1 or 3, height, width) is needed")
-        if not 1 <= scale < math.inf:
-            raise ValueError(f"scale: {scale}; a number of at least 1 is needed")
+        backbone.check(picture, scale)
         h, w = picture.shape[-2:]
         size = max(1, round(h * scale)), max(1, round(w * scale))
         place = self.network.weight.device
@@ -130,78 +135,99 @@ class Embedded:
         picture = ((x0[..., :height, :width] + 1) / 2).clamp(0, 1)
         picture = images.luma(picture) if conditioning.grey else picture
         if conditioning.size != conditioning.made:
-            picture = images.resized(picture, conditioning.size)
+            picture = bicubic(picture, conditioning.size).clamp(0, 1)
         return picture.to(conditioning.device)
 
 
 def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
-    """Writes the network to a .safetensors file, whole or not at all: weights as float16, and `about`, which JSON can hold.
+    """Writes the network to a file, whole or not at all: weights as float16, configuration and `about` as JSON.
 
-    about: on what and how it was trained. Errors: ValueError for another suffix, weights that float16 cannot hold; OSError.
+    Args:
+        path: a .safetensors file.
+        network: what to write.
+        about: what it was trained on, and by what; JSON must hold it.
+
+    Raises:
+        Refused: for another suffix, weights that float16 cannot hold, and an `about` that JSON cannot.
+        OSError: where the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"path: {path}; a file that ends in .safetensors is needed")
+        raise Refused("path", path, "a file that ends in .safetensors is needed")
     tensors = {name: t.detach().cpu().half().contiguous() for name, t in network.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"network: {name} is not finite in float16")
+            raise Refused("network", network, "weights that float16 holds are needed", f"{name} is not finite in float16")
     try:
         said = json.dumps(
             {"format": _FORMAT, "predicts": "x0", "config": network.config.to_json(), "about": dict(about)},
             allow_nan=False,
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"about: {error}; what JSON can hold is needed") from None
+        raise Refused("about", about, "what JSON can hold is needed", str(error)) from None
     write(path, tensors, {_KEY: said})
 
 
+@backbone.loads("embedded")
 def load(
-    weights: str | Path = WEIGHTS, *, device: str = "auto", dtype: str = "auto", tile: int | str | None = "auto"
+    weights: Annotated[str | Path, Option("a .safetensors file", metavar="PATH")] = WEIGHTS,
+    *,
+    tile: Annotated[int | str | None, TILE] = "auto",
+    dtype: Annotated[str, DTYPE] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
 ) -> Embedded:
-    """The backbone in a file that `save` wrote; default: the one that ships.
+    """The backbone in a file that `save` wrote; by default in the file that ships.
 
-    device: auto is a GPU where there is one. dtype: of the network; auto is bfloat16 on a GPU, float32 on the CPU. tile: see
-    Embedded. Errors: ValueError, one line, that names the argument, the file, or the tensor in it.
+    Args:
+        weights: the file.
+        tile: see `Embedded`; "auto" is 2048 pixels, or more where the overlap of the network needs more.
+        dtype: of the network; "auto" is bfloat16 on a GPU, float32 on the CPU.
+        device: "auto" is a GPU where there is one.
+
+    Raises:
+        Refused: in one line that names the argument, or the file and the tensor in it.
     """
-    tensors = read(weights)
-    config, about = _described(Path(weights))
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise ValueError(f"dtype: {dtype!r}; auto, {', '.join(_DTYPES)}, is needed")
+    path = Path(weights)
+    tensors = read(path)
+    config, about = _described(path)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
     held, least = sum(t.numel() for t in tensors.values()), config.least
     if held < least:  # the network takes memory and time, on the meta device too: what symmetry ties together
-        raise ValueError(f"checkpoint: {weights}: {held} weights; {least} or more are needed for what its config says")
-    with torch.device("meta"):  # no memory before the shapes are known to be those of the file, and no random numbers
-        network = Network(config)
+        raise Refused("checkpoint", path, f"{least} or more are needed for what its config says", f"{path}: {held} weights")
+    network = blank(config)  # no memory before the shapes are known to be those of the file
     wanted = network.state_dict()
     for name, like in wanted.items():
         tensor = tensors.get(name)
         if tensor is None:
-            raise ValueError(f"checkpoint: {weights}: no tensor {name}")
+            raise Refused("checkpoint", path, "all weights of its config are needed", f"{path}: no tensor {name}")
         if tensor.shape != like.shape or not tensor.is_floating_point():
             got, needed = f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}", f"floating {tuple(like.shape)}"
-            raise ValueError(f"checkpoint: {weights}: {name} is {got}; {needed} is needed")
+            raise Refused("checkpoint", path, f"{needed} is needed", f"{path}: {name} is {got}")
         if not tensor.isfinite().all():
-            raise ValueError(f"checkpoint: {weights}: {name} is not finite")
+            raise Refused("checkpoint", path, "finite weights are needed", f"{path}: {name} is not finite")
     if unknown := sorted(set(tensors) - set(wanted)):
-        raise ValueError(f"checkpoint: {weights}: unexpected tensor {unknown[0]}")
+        raise Refused(
+            "checkpoint", path, "the weights of its config alone are needed", f"{path}: unexpected tensor {unknown[0]}"
+        )
     place = backbone.device(device)
-    kind = _DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
+    kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     network.load_state_dict({name: t.to(place, kind) for name, t in tensors.items()}, assign=True)
     aligned(network.to(place).eval().requires_grad_(False))
     if tile == "auto":
         overlap = Embedded(network, tile=None).overlap
         tile = max(_TILE, 2 * overlap) if _TILE % config.fold == 0 else 2 * overlap
     if isinstance(tile, str):
-        raise ValueError(f"tile: {tile!r}; a number of pixels, 'auto' or None is needed")
+        raise Refused("tile", tile, "a number of pixels, 'auto' or None is needed")
     return Embedded(network, about, tile)
 
 
 def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
-    """The JSON in a file. Errors: ValueError, one line, that names the file."""
+    """The configuration in a file, and what it says of the training."""
     said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
     if said is None:
-        raise ValueError(f"checkpoint: {path} is no network of the backbone embedded (it does not say {_KEY})")
+        shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
+        raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)
     try:
         made = json.loads(said)
         if made["format"] != _FORMAT or made["predicts"] != "x0":
@@ -209,4 +235,5 @@ def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
         return Config.from_json(made["config"]), dict(made["about"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"checkpoint: {path}: {_KEY}: {reason}") from None
+        shown = f"{path}: {_KEY}: {reason}"
+        raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown) from None

@@ -21,7 +21,7 @@ Lakshminarayanan et al. 2017).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dosde
+from dosde.check import Refused
 from dosde.process import flow, resshift
 
 from . import symmetry
@@ -41,7 +42,7 @@ def _domain_shift(schedule: str = "scaled_linear", t1: float | None = 0.5) -> do
     """DoSSR's: a named schedule with a cosine shift to t1; t1 = None is plain diffusion (DDPM)."""
     schedules = {name: getattr(dosde.schedule, name) for name in ("scaled_linear", "linear", "cosine")}
     if schedule not in schedules:
-        raise ValueError(f"schedule: {schedule!r}; one of {', '.join(schedules)}")
+        raise Refused("schedule", schedule, f"one of {', '.join(schedules)}")
     return dosde.Process(schedules[schedule](), dosde.shift.none() if t1 is None else dosde.shift.cosine(t1))
 
 
@@ -52,9 +53,10 @@ _PROCESSES: dict[str, Callable[..., dosde.Process]] = {"domain_shift": _domain_s
 class ProcessConfig:
     """A process by name and numbers, as a file holds it.
 
-    kind  domain_shift (schedule: scaled_linear, linear, cosine; t1, None for plain diffusion), resshift (T, kappa, eta_min,
-          eta_max, p), flow (kappa).
-    parameters  the others are at their defaults.
+    Args:
+        kind: domain_shift (schedule: scaled_linear, linear, cosine; t1, None for plain diffusion), resshift (T, kappa,
+            eta_min, eta_max, p), flow (kappa).
+        parameters: by name; others have their defaults.
 
     >>> ProcessConfig("domain_shift", {"t1": 1 / 3}).process().t1
     0.3333333333333333
@@ -65,9 +67,9 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in _PROCESSES:
-            raise ValueError(f"process: kind {self.kind!r}; one of {', '.join(_PROCESSES)}")
+            raise Refused("process", self.kind, f"one of {', '.join(_PROCESSES)}", f"kind {self.kind!r}")
         if not isinstance(self.parameters, Mapping):
-            raise ValueError(f"process: parameters {self.parameters!r}; values by name are needed")
+            raise Refused("process", self.parameters, "values by name are needed", f"parameters {self.parameters!r}")
         self.process()
 
     def process(self) -> dosde.Process:
@@ -75,7 +77,8 @@ class ProcessConfig:
         try:
             return _PROCESSES[self.kind](**self.parameters)
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"process: {self.kind} with {dict(self.parameters)} ({error})") from None
+            shown = f"{self.kind} with {dict(self.parameters)} ({error})"
+            raise Refused("process", self, "parameters that the process takes are needed", shown) from None
 
 
 def _positive(value: object) -> bool:
@@ -86,12 +89,15 @@ def _positive(value: object) -> bool:
 class Config:
     """What makes a Network, but for its weights.
 
-    scale      s: std of x0 - x_hat0 per element, over the training pictures in [-1, 1].
-    width      channels, a multiple of 8.
-    blocks     residual blocks, of two convolutions each.
-    fold       pixels of a side that become channels.
-    embedding  channels of the time.
-    members    networks that F is the mean of.
+    Args:
+        scale: s, the std of x0 - x_hat0 per element, over the training pictures in [-1, 1].
+        width: channels, a multiple of 8.
+        blocks: residual blocks, of two convolutions each.
+        fold: pixels of a side that become channels.
+        embedding: channels of the time.
+        channels: of pictures.
+        process: what it is trained for.
+        members: networks that F is the mean of.
     """
 
     scale: float = 0.15
@@ -106,13 +112,13 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("width", "blocks", "fold", "embedding", "channels", "members"):
             if not _positive(getattr(self, name)):
-                raise ValueError(f"{name}: {getattr(self, name)!r}; a positive integer is needed")
+                raise Refused(name, getattr(self, name), "a positive integer is needed", repr(getattr(self, name)))
         if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)) or not 0 < self.scale < 1e9:
-            raise ValueError(f"scale: {self.scale!r}; a positive number is needed")
+            raise Refused("scale", self.scale, "a positive number is needed", repr(self.scale))
         if not isinstance(self.process, ProcessConfig):
-            raise ValueError(f"process: {self.process!r}; a ProcessConfig is needed")
+            raise Refused("process", self.process, "a ProcessConfig is needed")
         if self.width % symmetry.EIGHT:
-            raise ValueError(f"width: {self.width}; a multiple of {symmetry.EIGHT} is needed")
+            raise Refused("width", self.width, f"a multiple of {symmetry.EIGHT} is needed")
 
     @property
     def radius(self) -> int:
@@ -121,7 +127,7 @@ class Config:
 
     @property
     def least(self) -> int:
-        """Of how many numbers its weights are made at least: all, but for biases and what has to do with the time alone."""
+        """A lower bound of the count of its weights: all but biases, and what has to do with the time alone."""
         ends = 9 * self.width * self.channels * (4 * self.fold**2 + 1)
         blocks = self.blocks * 2 * self.width * (9 * self.width + self.embedding)
         return self.members * (self.embedding**2 + (ends + blocks) // symmetry.EIGHT)
@@ -132,25 +138,34 @@ class Config:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "Config":
-        """The inverse of `to_json`. Errors: ValueError that names a key."""
+        """The inverse of `to_json`.
+
+        Raises:
+            Refused: that names a key.
+        """
         if not isinstance(values, Mapping):
-            raise ValueError(f"config: {values!r}; values by name are needed")
+            raise Refused("config", values, "values by name are needed")
         known = Config.__dataclass_fields__
         if set(values) != set(known):
             wrong = sorted(set(values) ^ set(known))[0]
-            raise ValueError(f"{wrong}: {'unknown' if wrong in values else 'missing'}; the keys are {', '.join(known)}")
+            raise Refused(
+                wrong,
+                values.get(wrong),
+                f"the keys are {', '.join(known)}",
+                "unknown" if wrong in values else "missing",
+            )
         process = values["process"]
         if not isinstance(process, Mapping) or set(process) != {"kind", "parameters"}:
-            raise ValueError(f"process: {process!r}; kind and parameters are needed")
+            raise Refused("process", process, "kind and parameters are needed")
         return Config(**{**values, "process": ProcessConfig(**process)})
 
 
 class Network(nn.Module):
     """(x, x_hat0, t) -> x0. The module's docstring has the equations.
 
-    x, x_hat0: (batch, 3, H, W), x_hat0 in [-1, 1], H and W multiples of `config.fold`. t: one time, or one a sample.
     F runs in the dtype of the weights (or of autocast), all else in that of x. For `solve`, in evaluation mode:
-    dosde.Denoiser(network, network.process, predicts="x0"). It can be copied, and kept by `save`, but not pickled.
+    dosde.Denoiser(network, network.process, predicts="x0"). A copy, and a pickle, is the configuration with the weights;
+    hooks are left behind.
 
     >>> network = Network(Config(width=8, blocks=1)).eval()
     >>> x_hat0 = torch.zeros(2, 3, 16, 24)
@@ -163,8 +178,12 @@ class Network(nn.Module):
         self.config = config
         self.process = config.process.process()
         if self.process.field_shape:
-            raise ValueError("process: eta is a field; one eta is needed")
+            raise Refused("process", config.process, "one eta is needed", "eta is a field")
         self.members = nn.ModuleList(Member(config) for _ in range(config.members))
+
+    def __reduce__(self) -> tuple[object, ...]:  # torch does not pickle modules with weights that are computed
+        grads = [parameter.requires_grad for parameter in self.parameters()]
+        return _restored, (self.config, dict(self.state_dict()), self.training, grads)
 
     @property
     def weight(self) -> Tensor:
@@ -172,12 +191,23 @@ class Network(nn.Module):
         return next(self.parameters())
 
     def forward(self, x: Tensor, x_hat0: Tensor, t: float | Tensor) -> Tensor:
-        """The estimate of x0. Errors: ValueError for shapes that do not fit."""
+        """The estimate of x0.
+
+        Args:
+            x: (batch, channels, H, W); H and W are multiples of `config.fold`.
+            x_hat0: in the shape of x, in [-1, 1].
+            t: one time, or one a sample.
+
+        Raises:
+            Refused: for shapes that do not fit.
+        """
         c = self.config
         if x.ndim != 4 or x.shape != x_hat0.shape or x.shape[1] != c.channels or any(n % c.fold for n in x.shape[-2:]):
-            raise ValueError(
-                f"x, x_hat0: shapes {tuple(x.shape)}, {tuple(x_hat0.shape)}; (batch, {c.channels}, H, W) of both, H and W "
-                f"multiples of {c.fold}, is needed"
+            raise Refused(
+                "x, x_hat0",
+                (x, x_hat0),
+                f"(batch, {c.channels}, H, W) of both, H and W multiples of {c.fold}, is needed",
+                f"shapes {tuple(x.shape)}, {tuple(x_hat0.shape)}",
             )
         m = self.process.over_batch(t, x)
         n = torch.hypot(c.scale * m.a, m.sigma)
@@ -210,11 +240,25 @@ class Network(nn.Module):
                 total += member(h, time)
             return total / count
         if len(h) % count:
-            raise ValueError(f"x: a batch of {len(h)}; a multiple of the {count} members is needed in training mode")
+            raise Refused("x", h, f"a multiple of the {count} members is needed in training mode", f"a batch of {len(h)}")
         turns = [torch.arange(k, len(h), count) for k in range(count)]
         time = time.expand(len(h), -1)
         parts = [member(h[turn], time[turn]) for member, turn in zip(self.members, turns, strict=True)]
         return torch.cat(parts)[torch.cat(turns).argsort()]
+
+
+def _restored(config: Config, weights: Mapping[str, Tensor], training: bool, grads: Sequence[bool]) -> Network:
+    network = blank(config)
+    network.load_state_dict(weights, assign=True)
+    for parameter, grad in zip(network.parameters(), grads, strict=True):
+        parameter.requires_grad_(grad)
+    return network.to(network.weight.device).train(training)
+
+
+def blank(config: Config) -> Network:
+    """The network on the meta device: shapes without memory, and no random numbers drawn."""
+    with torch.device("meta"):
+        return Network(config)
 
 
 class Member(nn.Module):

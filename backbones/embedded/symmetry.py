@@ -28,7 +28,7 @@ def fixed(channels: int) -> Move:
 
 
 def folded(channels: int, side: int) -> Move:
-    """Of pixel_unshuffle: pixels that change places in their cell of side x side."""
+    """The move of the channels that pixel_unshuffle makes: pixels that change places in their cell of side x side."""
     cell = torch.arange(side**2, device="cpu").reshape(side, side)
     moved = torch.stack([positioned(cell, a).flatten() for a in range(EIGHT)])
     return _product(fixed(channels), moved)
@@ -45,19 +45,19 @@ def eights(channels: int) -> Move:
 
 
 def joined(*moves: Move) -> Move:
-    """Of concatenated channels."""
+    """The move of concatenated channels."""
     starts = torch.tensor([0, *(move.shape[1] for move in moves[:-1])], device="cpu").cumsum(0)
     return torch.cat([move + start for move, start in zip(moves, starts, strict=True)], 1)
 
 
 def _product(outer: Move, inner: Move) -> Move:
-    """Of channels that are counted by two numbers."""
+    """The move of channels that are counted by two numbers."""
     size = inner.shape[1]
     return (outer[:, :, None] * size + inner[:, None]).flatten(1)
 
 
 def tie(layer: nn.Conv2d | nn.Linear, outputs: Move, inputs: Move) -> None:
-    """From now on the layer's parameters are the free numbers of its weight and bias; those it had are where it starts."""
+    """Makes the free numbers of a layer's weight and bias its parameters; the values it had are where they start."""
     for name in ("weight", "bias"):
         whole: Tensor = getattr(layer, name)
         places = torch.arange(whole.numel(), device="cpu").reshape(whole.shape)

@@ -11,33 +11,49 @@ which is affine in x. So is every step, and the output of a plan is Gaussian: ru
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import dosde
+from dosde.check import Refused
+from dosde.recipe import ByValue
 from dosde.solve import Model
 from dosde.step import Coefficient
 
 
-@dataclass(frozen=True)
-class Basis:
-    """An orthogonal map of the last `dims` dimensions of x to modes, and its inverse."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Basis(ByValue):
+    """An orthogonal map of the last `dims` dimensions of x to modes, and its inverse.
+
+    Args:
+        modes: pixels -> modes.
+        pixels: modes -> pixels.
+        dims: how many dimensions, from the last, it maps.
+    """
 
     modes: Callable[[Tensor], Tensor]
     pixels: Callable[[Tensor], Tensor]
     dims: int
 
     def check(self, process: dosde.Process) -> None:
-        """ValueError where eta is a field over the dimensions of the map: modes would mix its elements."""
+        """Refuses an eta that is a field over the dimensions of the map: modes would mix its elements."""
         if self.dims and any(n != 1 for n in process.field_shape[-self.dims :]):
-            raise ValueError(f"process: eta is a field of shape {process.field_shape}, which varies over the modes' dimensions")
+            shown = f"eta is a field of shape {process.field_shape}, which varies over the modes' dimensions"
+            raise Refused("process", process, "one eta for all modes is needed", shown)
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """N(mean, C), C = diag(variance) in the basis. mean and variance are given in modes and broadcast against them."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Gaussian(ByValue):
+    """N(mean, C), C = diag(variance) in the basis.
+
+    Args:
+        mean: in modes; it broadcasts against them.
+        variance: the same.
+        basis: from pixels to modes.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -71,7 +87,10 @@ class Gaussian:
     def law(self, process: dosde.Process, x_hat0: Tensor, **how: Any) -> "Gaussian":
         """The law of `dosde.solve(self.model(process), x_hat0, process=process, **how)`, exact.
 
-        x_hat0: one sample, float64, without a batch dimension. `how`: steps, order, method, grid.
+        Args:
+            process: see `dosde.solve`.
+            x_hat0: one sample, float64, without a batch dimension.
+            how: steps, order, method, grid.
         """
         self.basis.check(process)
         source = self.basis.modes(x_hat0).to(torch.float64)
@@ -99,18 +118,18 @@ class Gaussian:
 
 def diagonal(mean: Tensor, variance: Tensor) -> Gaussian:
     """Independent elements: mean and variance broadcast against x."""
-    return Gaussian(mean, _checked(variance), Basis(lambda x: x, lambda x: x, 0))
+    return Gaussian(mean, _checked(variance), Basis(_same, _same, 0))
 
 
 def full(mean: Tensor, covariance: Tensor) -> Gaussian:
     """A full covariance (d, d) over the last dimension of x; mean (..., d)."""
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not covariance.allclose(covariance.mT):
-        raise ValueError(f"covariance: shape {tuple(covariance.shape)}; a symmetric (d, d) matrix is needed")
+        raise Refused("covariance", covariance, "a symmetric (d, d) matrix is needed", f"shape {tuple(covariance.shape)}")
     variance, vectors = torch.linalg.eigh(covariance)
     least = float(variance.min())
     if least < -100 * torch.finfo(variance.dtype).eps * float(variance.abs().max()):
-        raise ValueError(f"covariance: eigenvalue {least:g}; none may be negative")
-    basis = Basis(lambda x: x @ vectors.to(x), lambda x: x @ vectors.mT.to(x), 1)
+        raise Refused("covariance", covariance, "none may be negative", f"eigenvalue {least:g}")
+    basis = Basis(partial(_times, vectors), partial(_times, vectors.mT), 1)
     return Gaussian(mean @ vectors, variance.clamp(min=0), basis)
 
 
@@ -122,19 +141,32 @@ def fourier(mean: Tensor, spectrum: Tensor) -> Gaussian:
     """
     mirrored = spectrum.flip(-2, -1).roll((1, 1), (-2, -1))
     if not spectrum.allclose(mirrored):
-        raise ValueError("spectrum: not symmetric under f -> -f, so not that of a real picture")
-
-    def hartley(x: Tensor) -> Tensor:
-        modes = torch.fft.fft2(x, norm="ortho")
-        real: Tensor = modes.real + modes.imag
-        return real
-
+        shown = "not symmetric under f -> -f, so not that of a real picture"
+        raise Refused("spectrum", spectrum, "a symmetric one is needed", shown)
     return Gaussian(hartley(mean), _checked(spectrum), Basis(hartley, hartley, 2))
 
 
 def cosine(mean: Tensor, spectrum: Tensor) -> Gaussian:
     """A stationary picture with mirrored borders: mean (..., H, W) in pixels, spectrum (..., H, W) the variance by DCT mode."""
     return Gaussian(dct2(mean), _checked(spectrum), Basis(dct2, idct2, 2))
+
+
+# The maps of bases are functions with names, not closures, so that a Gaussian can be copied and pickled.
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _times(matrix: Tensor, x: Tensor) -> Tensor:
+    return x @ matrix.to(x)
+
+
+def hartley(x: Tensor) -> Tensor:
+    """The orthonormal Hartley transform of the last two dimensions, which is its own inverse."""
+    modes = torch.fft.fft2(x, norm="ortho")
+    real: Tensor = modes.real + modes.imag
+    return real
 
 
 def dct2(x: Tensor) -> Tensor:
@@ -148,7 +180,7 @@ def idct2(modes: Tensor) -> Tensor:
 
 
 def _dct(x: Tensor) -> Tensor:
-    """Of the last dimension, by an FFT of the same length (Makhoul 1980)."""
+    """The DCT of the last dimension, by an FFT of the same length (Makhoul 1980)."""
     n = x.shape[-1]
     reordered = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
     modes: Tensor = (torch.fft.fft(reordered) * _twiddle(n, x)).real
@@ -178,5 +210,5 @@ def _norms(n: int, like: Tensor) -> Tensor:
 
 def _checked(variance: Tensor) -> Tensor:
     if not (variance.isfinite() & (variance >= 0)).all():
-        raise ValueError("variance: values that are negative or not finite; variances >= 0 are needed")
+        raise Refused("variance", variance, "variances >= 0 are needed", "values that are negative or not finite")
     return variance

@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 
 import dosde
+from dosde.check import Refused
+from dosde.recipe import ByValue
 from dosde.solve import Model
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Weights (K,) or (batch, K), means (K, d) or (batch, K, d), covariances (K, d, d)."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Mixture(ByValue):
+    """sum_k weights_k N(means_k, covariances_k).
+
+    Args:
+        weights: (K,) or (batch, K), >= 0 with the sum 1.
+        means: (K, d) or (batch, K, d).
+        covariances: (K, d, d).
+    """
 
     weights: Tensor
     means: Tensor
@@ -30,17 +38,20 @@ class Mixture:
     def __post_init__(self) -> None:
         k, d = self.covariances.shape[0], self.covariances.shape[-1]
         if self.covariances.shape != (k, d, d) or self.means.shape[-2:] != (k, d) or self.weights.shape[-1] != k:
-            raise ValueError(
-                f"weights, means, covariances: shapes {tuple(self.weights.shape)}, {tuple(self.means.shape)}, "
-                f"{tuple(self.covariances.shape)}; (K,), (K, d), (K, d, d) are needed, the first two with a batch or without"
+            raise Refused(
+                "weights, means, covariances",
+                (self.weights, self.means, self.covariances),
+                "(K,), (K, d), (K, d, d) are needed, the first two with a batch or without",
+                f"shapes {tuple(self.weights.shape)}, {tuple(self.means.shape)}, {tuple(self.covariances.shape)}",
             )
         if not (self.weights >= 0).all() or not torch.allclose(self.weights.sum(-1), self.weights.new_ones(())):
-            raise ValueError(f"weights: {self.weights.tolist()}; they must be >= 0 and sum to 1")
+            raise Refused("weights", self.weights, "they must be >= 0 and sum to 1", str(self.weights.tolist()))
 
     def model(self, process: dosde.Process) -> Model:
         """(x, x_hat0, t) -> E[x0 | x_t = x] for x of shape (batch, d), exact."""
         if process.field_shape and process.field_shape[-1] != 1:
-            raise ValueError(f"process: eta is a field of shape {process.field_shape}, which varies over the data's dimension")
+            shown = f"eta is a field of shape {process.field_shape}, which varies over the data's dimension"
+            raise Refused("process", process, "one eta for all dimensions is needed", shown)
         mean_given = self.mean_given()
 
         def x_theta(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
@@ -71,10 +82,13 @@ class Mixture:
     def given(self, y: Tensor, A: Tensor, noise: float) -> "Mixture":
         """The mixture of x0 | y, y = A x0 + noise z, for a batch of y (batch, m); A (m, d), noise > 0 a std."""
         if not noise > 0:
-            raise ValueError(f"noise: {noise}; a positive std is needed")
+            raise Refused("noise", noise, "a positive std is needed")
         if A.ndim != 2 or A.shape[1] != self.means.shape[-1] or y.shape[-1] != A.shape[0]:
-            raise ValueError(
-                f"A, y: shapes {tuple(A.shape)}, {tuple(y.shape)}; (m, {self.means.shape[-1]}), (batch, m) are needed"
+            raise Refused(
+                "A, y",
+                (A, y),
+                f"(m, {self.means.shape[-1]}), (batch, m) are needed",
+                f"shapes {tuple(A.shape)}, {tuple(y.shape)}",
             )
         cross = self.covariances @ A.mT
         seen = A @ cross + noise**2 * torch.eye(len(A), dtype=A.dtype)

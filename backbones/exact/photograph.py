@@ -22,18 +22,21 @@ import torch
 from torch import Tensor
 
 import dosde
+from backbones import backbone
 from dosde.solve import Model
 
 from . import gaussian
+
+ABOUT = "a stationary Gaussian model of photographs"
 
 # Orthonormal: grey, red against blue, green against both.
 _OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, -2 * 6**-0.5, 6**-0.5))
 _ROUNDING = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits, in the range [-1, 1]
 
 
-@dataclass(frozen=True)
-class StationaryGaussian:
-    """The `gaussian` backbone: see the module."""
+@dataclass(frozen=True, repr=False)
+class StationaryGaussian(backbone.Loaded):
+    """The backbone `gaussian`: see the module."""
 
     process: dosde.Process = field(
         default_factory=lambda: dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
@@ -52,11 +55,17 @@ class StationaryGaussian:
         return dosde.method.dos
 
     def encode(self, picture: Tensor, scale: float, noise: object = None) -> tuple[Tensor, gaussian.Gaussian]:
-        """x_hat0, the picture interpolated by its own modes, and the posterior of x0. Errors: ValueError for a wrong shape."""
-        if picture.ndim != 4 or picture.shape[1] not in (1, 3) or picture.numel() == 0:
-            raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, 1 or 3, height, width) is needed")
-        if not 1 <= scale < math.inf:
-            raise ValueError(f"scale: {scale}; a number of at least 1 is needed")
+        """x_hat0, the picture interpolated by its own modes, and the posterior of x0.
+
+        Args:
+            picture: (batch, 1 or 3, height, width) in [0, 1].
+            scale: at least 1.
+            noise: unused; the source is not drawn.
+
+        Raises:
+            Refused: for another shape or scale.
+        """
+        backbone.check(picture, scale)
         h, w = picture.shape[-2:]
         size = H, W = max(1, round(h * scale)), max(1, round(w * scale))
         z = gaussian.dct2(_to_opponent(2 * picture - 1)) * math.sqrt(H * W / (h * w))
@@ -135,3 +144,9 @@ def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     slope = (weight[:, None, None] * (x - x_mean)[:, None, None] * (y - y_mean)).sum(0) / (weight * (x - x_mean) ** 2).sum()
     beta = (-slope).clamp(1.0, 4.0)
     return torch.exp(y_mean + beta * x_mean)[..., None, None], beta[..., None, None]
+
+
+@backbone.loads("gaussian")
+def load(process: dosde.Process | None = None) -> StationaryGaussian:
+    """The backbone `gaussian`; the command line has no options for it."""
+    return StationaryGaussian() if process is None else StationaryGaussian(process)

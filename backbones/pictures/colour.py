@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
 Fix = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -22,11 +24,18 @@ Fix = Callable[[Tensor, Tensor], Tensor]
 def wavelet(content: Tensor, style: Tensor, levels: int = 5) -> Tensor:
     """High frequencies of content, low ones of style; `levels` blurs reach 2^levels - 1 pixels to each side.
 
-    Needs memory for the result and one plane of it. Errors: ValueError for levels below 1, shapes that differ or are no
-    pictures.
+    It needs memory for the result and one plane of it.
+
+    Args:
+        content: (batch, channels, height, width).
+        style: in the shape of content.
+        levels: at least 1.
+
+    Raises:
+        Refused: for levels below 1, and shapes that differ or are no pictures.
     """
     if levels < 1:
-        raise ValueError(f"levels: {levels}; at least 1 is needed")
+        raise Refused("levels", levels, "at least 1 is needed")
     content, style = _alike(content, style)
     result = style - content
     spare = torch.empty_like(result[0, 0])
@@ -41,7 +50,8 @@ def wavelet(content: Tensor, style: Tensor, levels: int = 5) -> Tensor:
 def adain(content: Tensor, style: Tensor) -> Tensor:
     """Content with the mean and standard deviation of style, by image and channel; the variance is unbiased.
 
-    Errors: ValueError for shapes that differ or are no pictures.
+    Raises:
+        Refused: for shapes that differ or are no pictures.
     """
     content, style = _alike(content, style)
     correction = min(1, content[0, 0].numel() - 1)  # a picture of one pixel has variance 0, not 0/0
@@ -53,7 +63,11 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
 
 @torch.no_grad()
 def none(content: Tensor, style: Tensor) -> Tensor:
-    """Content as it is. Errors: ValueError for shapes that differ or are no pictures."""
+    """Content as it is.
+
+    Raises:
+        Refused: for shapes that differ or are no pictures.
+    """
     return _alike(content, style)[0]
 
 
@@ -61,11 +75,11 @@ COLOUR_FIXES: dict[str, Fix] = {"wavelet": wavelet, "adain": adain, "none": none
 
 
 def _alike(content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-    """Both checked, in float32 or float64."""
+    """Both, checked, in float32 or float64."""
     if content.ndim != 4 or content.numel() == 0:
-        raise ValueError(f"content: shape {tuple(content.shape)}; (batch, channels, height, width) is needed")
+        raise Refused("content", content, "(batch, channels, height, width) is needed", f"shape {tuple(content.shape)}")
     if style.shape != content.shape:
-        raise ValueError(f"style: shape {tuple(style.shape)}; that of content, {tuple(content.shape)}, is needed")
+        raise Refused("style", style, f"that of content, {tuple(content.shape)}, is needed", f"shape {tuple(style.shape)}")
     dtype = torch.promote_types(torch.promote_types(content.dtype, style.dtype), torch.float32)
     return content.to(dtype), style.to(dtype)
 

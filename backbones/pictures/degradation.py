@@ -29,7 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.pictures.io import luma
+from dosde.check import Refused
+
+from .io import luma
+from .resize import bicubic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Range = tuple[float, float]
@@ -47,7 +50,11 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """The parameters of a stage. Ranges are drawn from uniformly. Errors: ValueError for an impossible one."""
+    """The parameters of a stage. What is a range is drawn from it uniformly.
+
+    Raises:
+        Refused: for a parameter that is impossible.
+    """
 
     blur: float
     """Probability of a blur."""
@@ -66,7 +73,7 @@ class Stage:
     grey: float = 0.4
     """Probability of noise that is the same in all channels."""
     quality: tuple[int, int] = (30, 95)
-    """Of JPEG."""
+    """The range of JPEG's quality, at most 100."""
     kinds: tuple[tuple[str, float], ...] = _KINDS
     """Kernels that are no sinc, with their probabilities."""
     sinc: float = 0.1
@@ -74,31 +81,31 @@ class Stage:
     generalised: Range = (0.5, 4.0)
     """beta of generalised Gaussians: below 1 and above 1 equally often."""
     plateau: Range = (1.0, 2.0)
-    """beta of plateaus: as `generalised`, so it is 1 half of the time."""
+    """beta of plateaus, drawn like `generalised`: half of the time it is 1."""
     sizes: tuple[int, ...] = tuple(range(7, 22, 2))
-    """Of kernels."""
+    """Sides of kernels, odd, in pixels."""
 
     def __post_init__(self) -> None:
         for name in ("blur", "gaussian", "grey", "sinc"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)}; a probability is needed")
+                raise Refused(name, getattr(self, name), "a probability is needed")
         for name, weights in (("resize", self.resize), ("kinds", [weight for _, weight in self.kinds])):
             if min(weights, default=-1) < 0 or not math.isclose(sum(weights), 1):
-                raise ValueError(f"{name}: {getattr(self, name)}; probabilities that sum to 1 are needed")
+                raise Refused(name, getattr(self, name), "probabilities that sum to 1 are needed")
         for name in ("sigma", "factor", "std", "poisson", "quality", "generalised", "plateau"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name}: {getattr(self, name)}; 0 < low <= high is needed")
+                raise Refused(name, getattr(self, name), "0 < low <= high is needed")
         for name in ("factor", "generalised", "plateau"):
             low, high = getattr(self, name)
             if not low <= 1 <= high:
-                raise ValueError(f"{name}: {getattr(self, name)}; a range around 1 is needed")
+                raise Refused(name, getattr(self, name), "a range around 1 is needed")
         if self.quality[1] > 100:
-            raise ValueError(f"quality: {self.quality}; at most 100 is possible")
+            raise Refused("quality", self.quality, "at most 100 is possible")
         if not self.sizes or any(size < 1 or size % 2 == 0 for size in self.sizes):
-            raise ValueError(f"sizes: {self.sizes}; odd numbers are needed")
+            raise Refused("sizes", self.sizes, "odd numbers are needed")
         if unknown := {kind for kind, _ in self.kinds} - {kind for kind, _ in _KINDS}:
-            raise ValueError(f"kinds: {sorted(unknown)}; of {', '.join(kind for kind, _ in _KINDS)}")
+            raise Refused("kinds", sorted(unknown), f"of {', '.join((kind for kind, _ in _KINDS))}")
 
 
 @dataclass(frozen=True)
@@ -112,9 +119,9 @@ class Degradation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.final_sinc <= 1:
-            raise ValueError(f"final_sinc: {self.final_sinc}; a probability is needed")
+            raise Refused("final_sinc", self.final_sinc, "a probability is needed")
         if not (isinstance(self.scale, int) and self.scale >= 1):
-            raise ValueError(f"scale: {self.scale}; a whole number of at least 1 is needed")
+            raise Refused("scale", self.scale, "a whole number of at least 1 is needed")
 
 
 REAL_ESRGAN = Degradation(
@@ -123,7 +130,7 @@ REAL_ESRGAN = Degradation(
         Stage(blur=0.8, sigma=(0.2, 1.5), resize=(0.3, 0.4, 0.3), factor=(0.3, 1.2), std=(1, 25), poisson=(0.05, 2.5)),
     )
 )
-"""As the release's training has it (and Real-ESRGAN's, but for its sharpening of the high-resolution picture)."""
+"""What the release was trained with: the recipe of Real-ESRGAN without its sharpening of the high-resolution picture."""
 
 BICUBIC = Degradation(())
 """Antialiased bicubic, rounded to 8 bits."""
@@ -134,7 +141,17 @@ BICUBIC = Degradation(())
 
 @dataclass(frozen=True)
 class Blur:
-    """A kernel. cutoff, in radians a pixel, for sinc; the rest, sigma in pixels and angle in radians, for the other kinds."""
+    """A blur.
+
+    Args:
+        kind: "sinc", or a kind of `Stage.kinds`.
+        size: the side of the kernel, odd.
+        sigma_x: std along the first axis in pixels; no sinc has it.
+        sigma_y: std along the second axis.
+        angle: by which the axes are turned, in radians.
+        beta: the exponent of generalised Gaussians and plateaus.
+        cutoff: of a sinc, in radians a pixel.
+    """
 
     kind: str
     size: int
@@ -161,7 +178,12 @@ class Blur:
 
 @dataclass(frozen=True)
 class Resize:
-    """By `factor` (of the full size, or in the last stage of 1/scale of it), without antialiasing, as the recipe has it."""
+    """A resize without antialiasing, as the recipe has it.
+
+    Args:
+        factor: of the full size, or in the last stage of 1/scale of it.
+        mode: one of `MODES`.
+    """
 
     factor: float
     mode: str
@@ -172,7 +194,14 @@ class Resize:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian of the std `strength`/255, or Poisson noise times `strength`. seed: of its values, once the size is known."""
+    """A noise.
+
+    Args:
+        kind: "gaussian", of the std strength/255, or "poisson", times strength.
+        strength: see kind.
+        grey: whether all channels have the same.
+        seed: of the values, which are drawn once the size is known.
+    """
 
     kind: str
     strength: float
@@ -196,7 +225,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Drawn:
-    """All that is random in one degradation. sinc, mode, jpeg_first: of the resize to 1/scale that ends the last step."""
+    """All that is random in one degradation.
+
+    Args:
+        scale: a side of the picture over a side of the result.
+        steps: the stages; none for plain bicubic.
+        sinc: the filter that follows the last resize, the one to 1/scale, or None.
+        mode: of the last resize.
+        jpeg_first: whether the last JPEG comes before the last resize.
+    """
 
     scale: int
     steps: tuple[Step, ...] = ()
@@ -229,16 +266,29 @@ def sample(parameters: Degradation, generator: np.random.Generator) -> Drawn:
 
 
 def apply(picture: Tensor, drawn: Drawn) -> Tensor:
-    """(3, height, width) in [0, 1] to (3, height // scale, width // scale), float32 rounded to 8 bits.
+    """The degraded picture.
 
-    Errors: ValueError for another shape, or a picture smaller than the scale.
+    Args:
+        picture: (3, height, width) in [0, 1].
+        drawn: what `sample` drew.
+
+    Returns:
+        (3, height // scale, width // scale), float32, rounded to 8 bits.
+
+    Raises:
+        Refused: for another shape, or a picture smaller than the scale.
     """
     if picture.ndim != 3 or picture.shape[0] != 3 or min(picture.shape[1:]) < drawn.scale:
-        raise ValueError(f"picture: shape {tuple(picture.shape)}; (3, height, width), at least {drawn.scale}, is needed")
+        raise Refused(
+            "picture",
+            picture,
+            f"(3, height, width), at least {drawn.scale}, is needed",
+            f"shape {tuple(picture.shape)}",
+        )
     x = picture.detach().float()
     small = x.shape[1] // drawn.scale, x.shape[2] // drawn.scale
     if not drawn.steps:
-        x = torch.nn.functional.interpolate(x[None], small, mode="bicubic", antialias=True, align_corners=False)[0]
+        x = bicubic(x[None], small)[0]
         return _rounded(x)
     *before, last = drawn.steps
     for step in before:
@@ -285,7 +335,7 @@ def sinc(size: int, cutoff: float) -> Array:
 def _radius(size: int, sigma_x: float, sigma_y: float, angle: float) -> Array:
     """r^2 at each pixel."""
     if size < 1 or size % 2 == 0:
-        raise ValueError(f"size: {size}; an odd number is needed")
+        raise Refused("size", size, "an odd number is needed")
     y, x = np.mgrid[:size, :size] - size // 2
     along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     return np.asarray((along / sigma_x) ** 2 + (across / sigma_y) ** 2)
@@ -300,7 +350,7 @@ def _normalised(kernel: Array) -> Array:
 
 
 def noisy(x: Tensor, noise: Noise) -> Tensor:
-    """With the noise added, in [0, 1].
+    """The picture with noise added, in [0, 1].
 
     Poisson noise at the intensity v has the variance strength^2 v / n, n the number of different values among the picture's 8
     bits, rounded up to a power of two.
@@ -319,7 +369,7 @@ def noisy(x: Tensor, noise: Noise) -> Tensor:
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """Through a JPEG file, with colour at half the resolution."""
+    """The picture as a JPEG file gives it back, its colour at half the resolution."""
     import PIL.Image
 
     buffer = io.BytesIO()
@@ -344,7 +394,7 @@ def _passed(x: Tensor, step: Step, size: Sequence[int]) -> Tensor:
 
 
 def _blurred(x: Tensor, blur: Blur | None) -> Tensor:
-    """By correlation, which is convolution for these kernels; mirrored beyond the borders."""
+    """The picture, blurred by correlation, which is convolution for these kernels; it is mirrored beyond its borders."""
     import cv2
 
     if blur is None:

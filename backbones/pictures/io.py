@@ -5,9 +5,8 @@ Pillow reads what people have; OpenCV takes over for 16-bit colour, which Pillow
 """
 
 import io
-import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from backbones import whole
+from dosde.check import Refused, RefusedType, require
+
+from .resize import bicubic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +44,14 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """Colour (1, 1 or 3, height, width) and alpha (1, 1, height, width) or None in [0, 1]; bits a channel; ICC profile."""
+    """A picture as a file holds it.
+
+    Args:
+        colour: (1, 1 or 3, height, width) in [0, 1].
+        alpha: (1, 1, height, width) in [0, 1], or None.
+        bits: 8 or 16, of each channel.
+        profile: the ICC profile, or None.
+    """
 
     colour: Tensor
     alpha: Tensor | None
@@ -49,12 +60,20 @@ class Picture:
 
 
 def listed(folder: Path) -> list[Path]:
-    """The pictures in a folder, by their suffixes, sorted; not hidden ones, nor those in folders in it. Errors: OSError."""
+    """The pictures in a folder, sorted, known by their suffixes; hidden files and folders inside it are left out.
+
+    Raises:
+        OSError: where the folder cannot be read.
+    """
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and not p.is_dir())
 
 
 def read(path: Path) -> Picture:
-    """The first picture in a file, upright. Errors: OSError or ValueError where it cannot be read."""
+    """The first picture in a file, upright.
+
+    Raises:
+        OSError, ValueError: where it cannot be read.
+    """
     import PIL.Image
 
     with PIL.Image.open(path) as image:
@@ -64,40 +83,50 @@ def read(path: Path) -> Picture:
 
 
 def of_pil(image: "Image") -> Picture:
-    """A PIL image of any mode, upright. Errors: ValueError for 32 bits a pixel, or no pixel."""
+    """The picture in a PIL image of any mode, upright.
+
+    Raises:
+        ValueError: for 32 bits a pixel, or no pixel.
+    """
     if 0 in image.size:
-        raise ValueError(f"image: {image.size[0]}x{image.size[1]}; at least one pixel is needed")
+        raise Refused("image", image, "at least one pixel is needed", f"{image.size[0]}x{image.size[1]}")
     return _picture(image, None)
 
 
 def of_array(array: Array | Tensor) -> list[Picture]:
-    """A numpy array (height, width[, channels]) or (batch, height, width, channels), or a tensor ([batch,] channels, height,
-    width): uint8, uint16, or floating in [0, 1]. Errors: TypeError, ValueError.
+    """The pictures in an array or a tensor.
+
+    Args:
+        array: a numpy array (height, width[, channels]) or (batch, height, width, channels), or a tensor ([batch,] channels,
+            height, width), with 1 to 4 channels: uint8, uint16, or floating in [0, 1].
+
+    Raises:
+        Refused: for another shape, type (a RefusedType), or other values.
     """
     ours = isinstance(array, Tensor)
-    what = f"image: {'tensor' if ours else 'array'} of shape {tuple(array.shape)}, {str(array.dtype).removeprefix('torch.')}"
+    shown = f"{'tensor' if ours else 'array'} of shape {tuple(array.shape)}, {str(array.dtype).removeprefix('torch.')}"
+    types = "uint8, uint16, or floating in [0, 1], is needed"
     if isinstance(array, Tensor):
         values = array.detach().cpu()
     elif array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:
         values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))  # files have either order
     else:
-        raise TypeError(f"{what}; uint8, uint16, or floating in [0, 1], is needed")
+        raise RefusedType("image", array, types, shown)
     if values.ndim == 2 and not ours:
         values = values[..., None]
     if values.ndim == 3:
         values = values[None]
-    if values.ndim != 4 or values.numel() == 0:
-        order = "([batch,] channels, height, width)" if ours else "([batch,] height, width, channels)"
-        raise ValueError(f"{what}; {order} is needed")
+    order = "([batch,] channels, height, width)" if ours else "([batch,] height, width, channels)"
+    require(values.ndim == 4 and values.numel() > 0, "image", array, f"{order} is needed", shown)
     planes = values if ours else values.permute(0, 3, 1, 2)
-    if planes.shape[1] not in (1, 2, 3, 4):
-        raise ValueError(f"{what}; 1 to 4 channels are needed")
+    require(planes.shape[1] in (1, 2, 3, 4), "image", array, "1 to 4 channels are needed", shown)
     most = {torch.uint8: 255, torch.uint16: 65535}.get(values.dtype, 1)
     if most == 1 and not values.is_floating_point():
-        raise TypeError(f"{what}; uint8, uint16, or floating in [0, 1], is needed")
+        raise RefusedType("image", array, types, shown)
     planes = planes.to(torch.float32) / most
-    if not (planes.isfinite().all() and planes.min() >= -0.01 and planes.max() <= 1.01):
-        raise ValueError(f"{what}, from {planes.min():g} to {planes.max():g}; values in [0, 1] are needed")
+    least, largest = planes.min(), planes.max()
+    ok = bool(planes.isfinite().all() and least >= -0.01 and largest <= 1.01)
+    require(ok, "image", array, "values in [0, 1] are needed", f"{shown}, from {least:g} to {largest:g}")
     planes = planes.clamp(0, 1).contiguous()
     count = planes.shape[1]
     return [
@@ -107,12 +136,17 @@ def of_array(array: Array | Tensor) -> list[Picture]:
 
 
 def to_pil(colour: Tensor, like: Picture) -> "Image":
-    """Colour (1, 3, height, width) in [0, 1] as 8 bits, cut off; grey, with alpha, with a profile as `like`."""
+    """A PIL image of 8 bits, rounded down, that is grey, or has alpha and a profile, where `like` is or has.
+
+    Args:
+        colour: (1, 3, height, width) in [0, 1].
+        like: the picture that colour was made from.
+    """
     import PIL.Image
 
     planes = luma(colour) if like.colour.shape[1] == 1 else colour
     if like.alpha is not None:
-        planes = torch.cat([planes, resized(like.alpha, planes.shape[-2:])], 1)
+        planes = torch.cat([planes, bicubic(like.alpha, planes.shape[-2:]).clamp(0, 1)], 1)
     array = (planes[0].permute(1, 2, 0) * 255).numpy().astype(np.uint8)
     image = PIL.Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     if like.profile:
@@ -125,14 +159,8 @@ def luma(colour: Tensor) -> Tensor:
     return torch.einsum("bchw,c->bhw", colour, colour.new_tensor([0.299, 0.587, 0.114]))[:, None]
 
 
-def resized(plane: Tensor, size: Sequence[int]) -> Tensor:
-    """Alpha brought to another size, bicubic."""
-    larger = torch.nn.functional.interpolate(plane, tuple(size), mode="bicubic", antialias=True, align_corners=False)
-    return larger.clamp(0, 1)
-
-
 def mirrored(picture: Tensor, multiple: int) -> Tensor:
-    """Continued to the right and below by mirroring, as often as it takes, to sides that are multiples."""
+    """The picture continued to the right and below by mirroring, as often as it takes, to sides that are multiples."""
     for axis in (-2, -1):
         side = picture.shape[axis]
         if side % multiple:
@@ -142,7 +170,7 @@ def mirrored(picture: Tensor, multiple: int) -> Tensor:
 
 
 def _picture(image: "Image", wide: Array | None) -> Picture:
-    """wide: the pixels, where they have 16 bits a channel and PIL would cut them."""
+    """The picture in an image; wide: its pixels, where they have 16 bits a channel and PIL would cut them."""
     orientation = image.getexif().get(0x0112, 1)
     profile = image.info.get("icc_profile")
     if wide is not None:
@@ -164,9 +192,15 @@ def _picture(image: "Image", wide: Array | None) -> Picture:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """In the format of the suffix: to a hidden file beside it, then moved into place. 16 bits need PNG or TIFF, else 8 stay.
+    """Writes a picture whole or not at all; folders above it are made.
 
-    Errors: ValueError where the format has no alpha and the picture has, OSError.
+    Args:
+        path: its suffix is the format. 16 bits become 8 where that is neither PNG nor TIFF.
+        picture: what to write.
+
+    Raises:
+        ValueError: where the picture has alpha, and the format has none.
+        OSError: where the file cannot be written.
     """
     check(path, picture)
     planes = picture.colour if picture.alpha is None else torch.cat([picture.colour, picture.alpha], 1)
@@ -183,45 +217,22 @@ def write(path: Path, picture: Picture) -> None:
         image.save(buffer, PIL.Image.registered_extensions()[path.suffix.lower()], icc_profile=picture.profile)
         data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
-    if os.name == "nt":  # has no locks of files, and moves no open one
+    with whole.file(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-        return
-    import fcntl
-
-    while True:  # until it is ours alone: of processes that write it at once, one waits for the other
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is(part, file.fileno()):
-                continue  # the other one has moved it to its place meanwhile
-            try:
-                file.truncate(0)
-                file.write(data)
-                file.flush()
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-            return
-
-
-def _is(path: Path, descriptor: int) -> bool:
-    """Whether the file that a descriptor has open is there under this name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def check(path: Path, picture: Picture) -> None:
-    """ValueError where `write` could not write, before there is anything to write."""
+    """Finds out whether the format of a file can hold a picture.
+
+    Raises:
+        ValueError: where it has no alpha, and the picture has.
+    """
     if picture.alpha is not None and path.suffix.lower() not in _ALPHA:
         raise ValueError(f"it has an alpha channel, which {path.suffix} cannot hold; write it as .png")
 
 
 def _plain(image: "Image") -> "Image":
-    """As 8-bit grey or colour, with alpha where there is any."""
+    """The image as 8-bit grey or colour, with alpha where there is any."""
     clear = "transparency" in image.info or image.mode in ("PA", "RGBa", "La", "LA", "RGBA")
     if image.mode == "La":  # converts to this alone
         image = image.convert("LA")

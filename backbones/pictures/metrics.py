@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
 from .io import Array
 
 _IQA = {"lpips": "lpips", "clipiqa": "clipiqa", "musiq": "musiq", "maniqa": "maniqa", "topiq": "topiq_nr"}
@@ -28,10 +30,15 @@ METRICS = ("psnr", "ssim", *_IQA)
 
 
 def psnr(picture: Tensor, truth: Tensor, border: int) -> float:
-    """In dB, of Y; infinite for equal pictures.
+    """The PSNR of Y in dB; infinite for equal pictures.
 
-    picture, truth: (1, 1 or 3, height, width) in [0, 1]; they are rounded to 8 bits, and grey is three equal channels.
-    border: pixels cut off at each side. Errors: ValueError for other shapes, NaN, a border that leaves nothing.
+    Args:
+        picture: (1, 1 or 3, height, width) in [0, 1]; it is rounded to 8 bits, and grey is three equal channels.
+        truth: the same.
+        border: pixels cut off at each side.
+
+    Raises:
+        Refused: for other shapes, NaN, and a border that leaves nothing.
     """
     from skimage.metrics import peak_signal_noise_ratio
 
@@ -41,7 +48,7 @@ def psnr(picture: Tensor, truth: Tensor, border: int) -> float:
 
 
 def ssim(picture: Tensor, truth: Tensor, border: int) -> float:
-    """Of Y, at most 1. Arguments and errors: those of `psnr`; 11 pixels a side must be left."""
+    """The SSIM of Y, at most 1. `psnr` has the arguments; 11 pixels a side must be left."""
     from skimage.metrics import structural_similarity
 
     one, other = _brightness(picture, truth, border, WINDOW)
@@ -56,11 +63,11 @@ def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tupl
     """Y of both, (height, width) in float64."""
     for name, x in (("picture", picture), ("truth", truth)):
         if x.ndim != 4 or x.shape[0] != 1 or x.shape[1] not in (1, 3):
-            raise ValueError(f"{name}: shape {tuple(x.shape)}; (1, 1 or 3, height, width) is needed")
+            raise Refused(name, x, "(1, 1 or 3, height, width) is needed", f"shape {tuple(x.shape)}")
     if picture.shape[-2:] != truth.shape[-2:]:
-        raise ValueError(f"picture: {sides(picture)} pixels; {sides(truth)}, as the truth has, are needed")
+        raise Refused("picture", picture, f"{sides(truth)}, as the truth has, are needed", f"{sides(picture)} pixels")
     if border < 0 or min(truth.shape[-2:]) - 2 * border < least:
-        raise ValueError(f"border: {border}; {least} or more of {sides(truth)} pixels must be left, each way")
+        raise Refused("border", border, f"{least} or more of {sides(truth)} pixels must be left, each way")
     inside = (slice(None), *(slice(border, side - border) for side in truth.shape[-2:]))
     weights = np.array([65.481, 128.553, 24.966]) / 255
     one, other = (16 + np.tensordot(weights, rounded(x)[inside].astype(np.float64), 1) for x in (picture, truth))
@@ -68,20 +75,31 @@ def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tupl
 
 
 def rounded(picture: Tensor) -> Array:
-    """(1, 1 or 3, height, width) in [0, 1] as 8 bits, (3, height, width)."""
+    """A picture (1, 1 or 3, height, width) in [0, 1], as 8 bits, (3, height, width).
+
+    Raises:
+        Refused: for NaN and infinity.
+    """
     if not picture.isfinite().all():
-        raise ValueError("picture: holds NaN or infinity; numbers in [0, 1] are needed")
+        raise Refused("picture", picture, "numbers in [0, 1] are needed", "holds NaN or infinity")
     values = (picture[0].detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return values.expand(3, -1, -1).numpy()
 
 
 def sides(picture: Tensor) -> str:
+    """Width x height, in words."""
     return f"{picture.shape[-1]}x{picture.shape[-2]}"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """value(picture, truth), of (1, 3, height, width), 8 bits in [0, 1]; what it is, and by which version of what."""
+    """A metric.
+
+    Args:
+        value: (picture, truth) -> number, of (1, 3, height, width), 8 bits in [0, 1].
+        text: what it measures, and the package with its version.
+        lower_better: whether less is better.
+    """
 
     value: Callable[[Tensor, Tensor], float]
     text: str
@@ -89,9 +107,15 @@ class Metric:
 
 
 def metrics(names: Sequence[str], border: int, device: torch.device | str = "cpu") -> dict[str, Metric]:
-    """By name, of `METRICS`. border: of PSNR and SSIM. device: of the networks of pyiqa, which downloads their weights once.
+    """The metrics of these names.
 
-    Errors: ValueError for another name, and where pyiqa, or one of its metrics, cannot be loaded.
+    Args:
+        names: some of `METRICS`.
+        border: pixels that PSNR and SSIM cut off at each side.
+        device: of the networks of pyiqa, which downloads their weights once.
+
+    Raises:
+        Refused: for another name, and where pyiqa, or one of its metrics, cannot be loaded.
     """
     check_metrics(names)
     by = f"on `channel` without the border, range 255; scikit-image {version('scikit-image')}"
@@ -103,10 +127,14 @@ def metrics(names: Sequence[str], border: int, device: torch.device | str = "cpu
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Errors: ValueError for none, or for one that is not of `METRICS`."""
+    """Checks names of metrics.
+
+    Raises:
+        Refused: for none, and for a name that is not in `METRICS`.
+    """
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
-        raise ValueError(f"metrics: {', '.join(map(repr, unknown)) or 'none'}; of {', '.join(METRICS)}")
+        raise Refused("metrics", list(names), f"of {', '.join(METRICS)}", ", ".join(map(repr, unknown)) or "none")
 
 
 def _iqa(name: str, device: torch.device | str) -> Metric:
@@ -115,13 +143,13 @@ def _iqa(name: str, device: torch.device | str) -> Metric:
     except ImportError as error:
         why = "" if error.name == "pyiqa" else f" ({error})"
         needs = f"needs the extra 'iqa' (in the repository: pip install '.[iqa]'){why}"
-        raise ValueError(f"metrics: {name}; {needs}") from None
+        raise Refused("metrics", name, needs, name) from None
     theirs, reference = _IQA[name], name in _WITH_REFERENCE
     try:
         network = pyiqa.create_metric(theirs, device=device)
     except Exception as error:  # of a download, a cache, an older version
         why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"metrics: {name}; pyiqa cannot load its {theirs} ({why})") from error
+        raise Refused("metrics", name, f"pyiqa cannot load its {theirs} ({why})", name) from error
     lower = bool(network.lower_better)
     kind = f"{'with' if reference else 'no'} reference, {'lower' if lower else 'higher'} is better"
     text = f"{theirs}, on R, G, B with the border, {kind}; pyiqa {pyiqa.__version__}"

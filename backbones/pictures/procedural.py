@@ -136,7 +136,7 @@ KINDS: dict[str, tuple[float, Callable[[int, Generator], Tensor]]] = {
     "edges": (0.15, edges),
     "strokes": (0.15, strokes),
 }
-"""Name: weight, maker."""
+"""By name: the weight of a kind, and the function that draws it."""
 
 
 def _palette(generator: Generator, count: int) -> Array:
@@ -164,7 +164,7 @@ def _field(size: int, generator: Generator, channels: int) -> Array:
 
 
 def _gradient(size: int, generator: Generator, first: Array, second: Array) -> Array:
-    """From one colour to the other along a random direction."""
+    """A gradient from one colour to the other, along a random direction."""
     y, x = np.mgrid[:size, :size].astype(np.float32) / max(1, size - 1) - 0.5
     angle = generator.uniform(0, 2 * np.pi)
     along = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y + np.float32(0.5)

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
 
 def tiled(
     function: Callable[..., Tensor],
@@ -31,18 +33,29 @@ def tiled(
 ) -> Tensor:
     """function(*inputs), called on one tile at a time; on the inputs themselves where one tile covers the picture.
 
-    inputs: (..., height, width), of one height and width, cropped alike. tile, overlap: in pixels of the inputs; a side that is
-    not larger than tile is not cut. scale: a side of the output over that of the input, 8 for a decoder, Fraction(1, 8) for an
-    encoder. multiple: what tile, overlap and the sides are multiples of, and the corners of the tiles. progress(done, count)
-    follows each tile. The result has the function's dtype and is summed in float32 or better; gradients pass.
+    Args:
+        function: tensors of the size of a tile -> a tensor.
+        inputs: (..., height, width), of one height and width; they are cropped alike.
+        tile: the side of the tiles in pixels of the inputs; a side of the inputs that is not larger is not cut.
+        overlap: of neighbouring tiles at least, in pixels of the inputs.
+        scale: a side of the output over that of the input: 8 for a decoder, Fraction(1, 8) for an encoder.
+        multiple: tile, overlap, the sides and the corners of the tiles are multiples of it.
+        progress: is called as progress(done, count) after each tile.
 
-    Errors: ValueError for sizes that do not fit, and where the function returns another size than scale says.
+    Returns:
+        (..., scale height, scale width) in the dtype of the function, summed in float32 or better; gradients pass.
+
+    Raises:
+        Refused: for sizes that do not fit, and where the function returns another size than scale says.
     """
     scale = Fraction(scale)
     if not inputs or any(x.ndim < 2 or x.shape[-2:] != inputs[0].shape[-2:] for x in inputs):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise ValueError(
-            f"inputs: shapes {shapes or 'none'}; one or more (..., height, width) of one height and width are needed"
+        raise Refused(
+            "inputs",
+            inputs,
+            "one or more (..., height, width) of one height and width are needed",
+            f"shapes {shapes or 'none'}",
         )
     height, width = inputs[0].shape[-2:]
     rows, columns = _axis(height, tile, overlap, multiple, scale), _axis(width, tile, overlap, multiple, scale)
@@ -51,7 +64,12 @@ def tiled(
     def called(*crops: Tensor) -> Tensor:
         part = function(*crops)
         if part.shape[-2:] != size:
-            raise ValueError(f"function: returned {tuple(part.shape)}; height and width {size} are needed, as scale is {scale}")
+            raise Refused(
+                "function",
+                part,
+                f"height and width {size} are needed, as scale is {scale}",
+                f"returned {tuple(part.shape)}",
+            )
         return part
 
     count = len(rows) * len(columns)
@@ -76,14 +94,22 @@ def tiled(
 def boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[tuple[slice, slice]]:
     """The tiles of a picture, rows first, as `picture[..., *box]`. Their number is what a progress bar counts to.
 
-    Errors: ValueError for tile < 1, overlap outside [0, tile), and what is no multiple of `multiple`.
+    Args:
+        height: of the picture.
+        width: of the picture.
+        tile: the side of the tiles.
+        overlap: of neighbouring tiles at least.
+        multiple: see `tiled`.
+
+    Raises:
+        Refused: for tile < 1, overlap outside [0, tile), and what is no multiple of `multiple`.
     """
     rows, columns = (_axis(side, tile, overlap, multiple, Fraction(1)) for side in (height, width))
     return [(row.tile, column.tile) for row, column in product(rows, columns)]
 
 
 class _Span(NamedTuple):
-    """One tile along one axis: where it lies in the input; what of its output has weight, where that goes, and the weight."""
+    """One tile along one axis: its place in the input; the part of its output that has weight, its place, the weights."""
 
     tile: slice
     part: slice
@@ -95,15 +121,15 @@ class _Span(NamedTuple):
 def _axis(size: int, tile: int, overlap: int, multiple: int, scale: Fraction) -> tuple[_Span, ...]:
     """The tiles along an axis with their weights, in float64."""
     if multiple < 1:
-        raise ValueError(f"multiple: {multiple}; at least 1 is needed")
+        raise Refused("multiple", multiple, "at least 1 is needed")
     if tile < 1 or tile % multiple:
-        raise ValueError(f"tile: {tile}; a multiple of {multiple}, at least {multiple}, is needed")
+        raise Refused("tile", tile, f"a multiple of {multiple}, at least {multiple}, is needed")
     if not 0 <= overlap < tile or overlap % multiple:
-        raise ValueError(f"overlap: {overlap}; a multiple of {multiple} from 0 to below tile = {tile} is needed")
+        raise Refused("overlap", overlap, f"a multiple of {multiple} from 0 to below tile = {tile} is needed")
     if size < 1 or size % multiple:
-        raise ValueError(f"inputs: a side of {size}; a multiple of {multiple}, at least {multiple}, is needed")
+        raise Refused("inputs", size, f"a multiple of {multiple}, at least {multiple}, is needed", f"a side of {size}")
     if scale <= 0 or (scale * multiple).denominator > 1:
-        raise ValueError(f"scale: {scale} with multiple = {multiple}; scale multiple must be a whole number above 0")
+        raise Refused("scale", scale, "scale multiple must be a whole number above 0", f"{scale} with multiple = {multiple}")
     length = min(tile, size)
     gaps = -((length - size) // (tile - overlap))
     # Rounded down in units of `multiple`, two neighbours are never more than tile - overlap apart, itself such a multiple.

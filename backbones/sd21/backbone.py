@@ -5,38 +5,52 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
 import dosde
 from backbones import backbone
+from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
 from backbones.pictures import io as images
+from backbones.pictures.colour import COLOUR_FIXES
+from dosde.check import Refused
 from dosde.noise import Noise
 from dosde.process import Marginal
+from dosde.recipe import maker
 from dosde.solve import Model
-from dosde.step import Step
+from dosde.step import Method, Step
 
-from .convert import DTYPES
-from .pipeline import PROMPT, DoSSRPipeline
-from .stages import Prepared
+from .stages import PROMPT, Prepared
 from .tiles import Tiles, check_tile
+
+if TYPE_CHECKING:
+    from .pipeline import DoSSRPipeline
+
+ABOUT = "DoSSR: SD 2.1 with a ControlNet"
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What encode knows of a picture and the later stages need."""
+    """What the later stages need of a picture.
 
-    made: Prepared
+    Args:
+        prepared: I, hint and x_hat0.
+        tiles: the tiles of each stage.
+        grey: whether the picture has one channel.
+    """
+
+    prepared: Prepared
     tiles: Tiles
     grey: bool
 
 
-@dataclass(frozen=True)
-class DoSSR:
-    """The `sd21` backbone: see `DoSSRPipeline`, whose arguments these are."""
+@dataclass(frozen=True, repr=False)
+class DoSSR(backbone.Loaded):
+    """The backbone `sd21`: a `DoSSRPipeline` with some arguments of its call."""
 
-    pipe: DoSSRPipeline
+    pipe: "DoSSRPipeline"
     context: Tensor
     negative: Tensor | None
     guidance_scale: float
@@ -49,7 +63,7 @@ class DoSSR:
 
     @property
     def process(self) -> dosde.Process:
-        """That of the pipeline's scheduler."""
+        """The process of the pipeline's scheduler."""
         process: dosde.Process = self.pipe.scheduler.process
         return process
 
@@ -60,24 +74,18 @@ class DoSSR:
         return scale
 
     def grid(self, process: dosde.Process, steps: int) -> Tensor:
-        """That of the pipeline's scheduler."""
+        """The grid of the pipeline's scheduler."""
         times: Tensor = self.pipe.scheduler.times(steps)
         return times
 
     @property
     def method(self) -> dosde.method.Method:
-        """That of the pipeline's scheduler, in its order."""
+        """The method of the pipeline's scheduler, with its order as the default."""
         scheduler = self.pipe.scheduler
-        usual = scheduler.order_for(scheduler.config.solver_order)
-
-        def method(marginals: Sequence[Marginal], order: int = usual) -> list[Step]:
-            steps: list[Step] = scheduler.method(marginals, order)
-            return steps
-
-        return method
+        return ordered(scheduler.method, scheduler.order_for(scheduler.config.solver_order))
 
     def encode(self, picture: Tensor, scale: float, noise: Noise | None = None) -> tuple[Tensor, Conditioning]:
-        """x_hat0, and I and the hint. noise: what a sampled source is drawn with, before the solve."""
+        """x_hat0, and what the later stages need; the noise is for a source that is sampled, before the solve."""
         rgb = picture.expand(-1, 3, -1, -1)
         tiles = self.pipe.tiles_for(rgb.shape, scale, self.tile, self.max_memory, self.negative is not None)
         made = self.pipe.prepare(rgb, scale, self.source, generator=noise, tiles=tiles)
@@ -85,37 +93,84 @@ class DoSSR:
 
     def denoiser(self, conditioning: Conditioning) -> Model:
         """U-Net and ControlNet for this picture."""
-        hint, tile = conditioning.made.hint, conditioning.tiles.solve
+        hint, tile = conditioning.prepared.hint, conditioning.tiles.solve
         return self.pipe.denoiser(hint, self.context, self.negative, self.guidance_scale, tile=tile)
 
     def decode(self, x0: Tensor, conditioning: Conditioning) -> Tensor:
         """The picture, in the colours of I; grey where it was grey."""
-        picture = self.pipe.finish(x0, conditioning.made.reference, self.color_fix, tile=conditioning.tiles.decode).cpu()
+        picture = self.pipe.finish(x0, conditioning.prepared.reference, self.color_fix, tile=conditioning.tiles.decode).cpu()
         return images.luma(picture) if conditioning.grey else picture
 
 
+@maker
+def ordered(method: Method, order: int) -> Method:
+    """A method with a default for its order; it prints as this call."""
+    usual = order
+
+    def chosen(marginals: Sequence[Marginal], order: int = usual) -> list[Step]:
+        return method(marginals, order)
+
+    return chosen
+
+
+def amount(text: str) -> float:
+    """Bytes, from text such as 6G, 500MiB or 1e9."""
+    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+    number, unit = text.lower().removesuffix("b").removesuffix("i"), ""
+    if number[-1:] in units:
+        number, unit = number[:-1], number[-1:]
+    size = float(number) * units[unit]
+    if not 0 < size < float("inf"):
+        raise ValueError
+    return size
+
+
+@backbone.loads("sd21")
 def load(
-    weights: str | Path,
+    weights: Annotated[
+        str | Path,
+        Option("a folder written by `dosde convert`, or a checkpoint in the released layout", metavar="PATH"),
+    ],
     *,
-    device: str = "auto",
-    dtype: str = "auto",
-    prompt: str = PROMPT,
-    negative_prompt: str = "",
-    guidance_scale: float = 1.0,
-    color_fix: str = "wavelet",
-    source: str = "mode",
-    tile: int | str | None = "auto",
-    max_memory: float | None = None,
+    tile: Annotated[int | str | None, TILE] = "auto",
+    dtype: Annotated[str, DTYPE] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
+    prompt: Annotated[str, Option(f"default: the release's, {PROMPT!r}")] = PROMPT,
+    negative_prompt: Annotated[str, Option("for a guidance other than 1 (default: empty)", metavar="PROMPT")] = "",
+    guidance_scale: Annotated[float, Option("1: none, half the work (default)", float, metavar="SCALE", flag="guidance")] = 1.0,
+    color_fix: Annotated[str, Option("default: wavelet", choices=tuple(COLOUR_FIXES))] = "wavelet",
+    source: Annotated[
+        str, Option("x_hat0: mode of the VAE's posterior, or a sample (default: mode)", choices=("mode", "sample"))
+    ] = "mode",
+    max_memory: Annotated[
+        float | None,
+        Option("for auto tiles, such as 6G, beside the weights (default: 80% of what is free)", amount, metavar="SIZE"),
+    ] = None,
     progress: bool = True,
 ) -> DoSSR:
     """The model in a folder (or a checkpoint file in the released layout), ready to run.
 
-    device: auto is a GPU where there is one. dtype: auto is bfloat16 on a GPU, float32 on the CPU.
-    Errors: ValueError that names the argument.
+    Args:
+        weights: a folder of `dosde convert`, or a checkpoint.
+        device: "auto" is a GPU where there is one.
+        dtype: "auto" is bfloat16 on a GPU, float32 on the CPU.
+        prompt: the prompt.
+        negative_prompt: for a guidance other than 1.
+        guidance_scale: 1: without guidance.
+        color_fix: "wavelet", "adain" or "none".
+        source: "mode" or "sample" of the VAE's posterior.
+        tile: "auto", a side in pixels of the output, or None for the picture whole.
+        max_memory: bytes that "auto" may use beside the weights.
+        progress: whether bars are shown.
+
+    Raises:
+        ValueError: an argument, or a file, cannot be used.
     """
+    from .pipeline import DoSSRPipeline  # which imports diffusers; the command reads the options without it
+
     quiet()
     if not -1e6 < guidance_scale < 1e6:
-        raise ValueError(f"guidance: {guidance_scale}; a number is needed, 1 for none")
+        raise Refused("guidance", guidance_scale, "a number is needed, 1 for none")
     place = backbone.device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)
     if Path(weights).is_file():

@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones import weights
+from backbones import weights, whole
+from backbones.backbone import DTYPES as DTYPES
 from backbones.weights import Tensors
+from dosde.check import Refused
 
 from . import folders, names
 from .parts import Parts, empty, filled, of_folder, to_parts, to_released
 
-# What CLIP's tokenizer makes of the prompts of the release; 77 of them, filled up with 0.
+# The tokens of the prompts of the release, by CLIP's tokenizer; 0 fills them up to 77.
 TOKENS = {
     "clean, high-resolution, 8k": (49406, 3772, 267, 1400, 268, 9977, 267, 279, 330, 49407),
     "": (49406, 49407),
 }
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 _LIBRARIES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -35,7 +37,14 @@ _LIBRARIES = {
 
 
 def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, tokenizer: Path | None = None) -> None:
-    """Writes a folder for `DoSSRPipeline.from_pretrained`, whole or not at all. dtype: default as the tensors are."""
+    """Writes a folder for `DoSSRPipeline.from_pretrained`, whole or not at all.
+
+    Args:
+        parts: the model.
+        folder: the folder; it must not exist, or be empty.
+        dtype: the type of the weights; default: that of the tensors.
+        tokenizer: the folder of a tokenizer.
+    """
     import diffusers
 
     from dosde.interop.diffusers import DoSDEScheduler
@@ -48,7 +57,7 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
         "scheduler": ("dosde.interop.diffusers", "DoSDEScheduler"),
         "tokenizer": ("transformers", "CLIPTokenizer") if tokenizer else (None, None),
     }
-    with folders.written_whole(folder) as place:
+    with whole.folder(folder) as place:
         for component, library in _LIBRARIES.items():
             index[component] = library if component in parts.tensors else (None, None)
             if component not in parts.tensors:
@@ -74,21 +83,21 @@ def to_folder(parts: Parts, folder: Path, *, dtype: torch.dtype | None = None, t
 
 
 def check_out(folder: Path) -> None:
-    """Errors: ValueError unless a folder can be made there."""
+    """Refused unless a folder can be made there."""
     if folder.suffix in weights.SUFFIXES:
-        raise ValueError(f"--out: {folder}; a folder is needed for a checkpoint")
+        raise Refused("--out", folder, "a folder is needed for a checkpoint")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"--out: {folder}; it exists and is not an empty folder")
+        raise Refused("--out", folder, "it exists and is not an empty folder")
     if folder.resolve() == Path.cwd():
-        raise ValueError(f"--out: {folder}; a folder other than the current one is needed, which it would replace")
+        raise Refused("--out", folder, "a folder other than the current one is needed, which it would replace")
 
 
 def to_checkpoint(folder: Path, path: Path) -> None:
     """Writes the released layout of a folder: what was converted, bit for bit, if nothing was changed."""
     if path.exists():
-        raise ValueError(f"--out: {path}; it exists")
+        raise Refused("--out", path, "it exists")
     if path.suffix not in (".safetensors", ".ckpt"):
-        raise ValueError(f"--out: {path}; a file that ends in .safetensors or .ckpt is needed")
+        raise Refused("--out", path, "a file that ends in .safetensors or .ckpt is needed")
     folder = folders.checked(folder)
     tensors = {name: of_folder(folder, name) for name in names.PREFIXES if folders.has(folder, name)}
     unused = folders.unused(folder)
@@ -118,9 +127,14 @@ def parts_of_checkpoint(
 
 
 def start(base: str | Path, preprocessor: str | Path, t1: float = 0.5) -> Parts:
-    """Where fine-tuning starts: SD 2.1-base, a ControlNet that adds nothing yet, and a hint encoder equal to the VAE's.
+    """The model from which fine-tuning starts: SD 2.1-base, a ControlNet that adds nothing, a hint encoder equal to the VAE's.
 
     The ControlNet has the weights of the U-Net's encoder, no weight for the hint, and zero convolutions behind.
+
+    Args:
+        base: a folder of SD 2.1-base, or the id of one on the hub.
+        preprocessor: an RRDBNet file.
+        t1: t1 of the shift.
     """
     folder = checked_base(base)
     configs: dict[str, dict[str, Any]] = {}
@@ -151,21 +165,25 @@ def start(base: str | Path, preprocessor: str | Path, t1: float = 0.5) -> Parts:
 
 
 def checked_base(base: str | Path) -> Path:
-    """The folder of SD 2.1-base. Errors: ValueError unless it has a U-Net, a VAE and a text tower."""
+    """The folder of SD 2.1-base; refused unless it has a U-Net, a VAE and a text tower."""
     folder = Path(base) if Path(base).exists() else folders.of_hub(str(base), "--base")
     for component in ("unet", "vae", "text_encoder"):
         if not folders.has(folder, component):
-            raise ValueError(f"--base: {folder} lacks {component}/; a folder of SD 2.1-base in diffusers' layout is needed")
+            raise Refused(
+                "--base", folder, "a folder of SD 2.1-base in diffusers' layout is needed", f"{folder} lacks {component}/"
+            )
     return folder
 
 
 def of_base(folder: Path, component: str) -> tuple[dict[str, Any], Tensors]:
-    """Configuration and tensors of a component. Errors: ValueError where they do not fit together."""
+    """Configuration and tensors of a component of SD 2.1-base; refused where they do not suit each other."""
     path = folder / component / "config.json"
     try:
         config = {name: value for name, value in json.loads(path.read_text()).items() if name[0] != "_"}
     except (OSError, ValueError) as error:
-        raise ValueError(f"--base: {path} cannot be read ({error})") from None
+        raise Refused(
+            "--base", path, "the configuration of a component is needed", f"{path} cannot be read ({error})"
+        ) from None
     if component == "text_encoder":
         for name in ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version"):
             config.pop(name, None)
@@ -173,9 +191,19 @@ def of_base(folder: Path, component: str) -> tuple[dict[str, Any], Tensors]:
     wanted = {name: tuple(t.shape) for name, t in empty(component, config).state_dict().items()}
     for name, shape in wanted.items():
         if name not in tensors:
-            raise ValueError(f"--base: {folder / component} has no tensor {name}")
+            raise Refused(
+                "--base",
+                folder / component,
+                "all that its config.json asks for are needed",
+                f"{folder / component} has no tensor {name}",
+            )
         if tuple(tensors[name].shape) != shape:
-            raise ValueError(f"--base: {folder / component}: {name} has shape {tuple(tensors[name].shape)}; {shape} is needed")
+            raise Refused(
+                "--base",
+                folder / component,
+                f"{shape} is needed",
+                f"{folder / component}: {name} has shape {tuple(tensors[name].shape)}",
+            )
     return config, {name: tensors[name] for name in wanted}
 
 
@@ -198,6 +226,7 @@ def tokenizer_of(base: str | Path | None) -> Any:
 
 
 def preprocessor_of(path: str | Path) -> tuple[dict[str, Any], Tensors]:
+    """Configuration and tensors of an RRDBNet file."""
     from . import rrdb
 
     net = rrdb.load(Path(path))
@@ -205,7 +234,7 @@ def preprocessor_of(path: str | Path) -> tuple[dict[str, Any], Tensors]:
 
 
 def with_prompts(parts: Parts) -> Parts:
-    """The same, with a component `prompts`, if there is a text tower that knows the tokens."""
+    """The model with a component `prompts`, if there is a text tower that knows the tokens."""
     config = parts.configs.get("text_encoder")
     if config is None or config.get("vocab_size", 49408) < 49408:
         return parts
@@ -226,7 +255,8 @@ def with_prompts(parts: Parts) -> Parts:
 def heads_of(original_config: str | Path | Mapping[str, Any] | None) -> names.Heads:
     """num_head_channels of the U-Net, and heads of open_clip's text_cfg if it is there, in the YAML (or JSON) of the release.
 
-    Errors: ValueError.
+    Raises:
+        Refused: the file cannot be read, or has no such number.
     """
     if original_config is None:
         return names.Heads()
@@ -238,11 +268,13 @@ def heads_of(original_config: str | Path | Mapping[str, Any] | None) -> names.He
             content = yaml.safe_load(Path(original_config).read_text())  # type: ignore[arg-type]
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             said = " ".join(str(error).split())[:120]
-            raise ValueError(f"original_config: {original_config} cannot be read ({said})") from None
+            raise Refused(
+                "original_config", original_config, "a YAML file is needed", f"{original_config} cannot be read ({said})"
+            ) from None
     channels, text = _find(content, "num_head_channels"), _find(_find(content, "text_cfg"), "heads")
     for name, found in (("num_head_channels", channels), ("heads of text_cfg", text)):
         if (found is not None or "text" not in name) and (not isinstance(found, int) or found < 1):
-            raise ValueError(f"original_config: {name} is {found!r} in it; a positive integer is needed")
+            raise Refused("original_config", found, "a positive integer is needed", f"{name} is {found!r} in it")
     return names.Heads(channels, text)
 
 
@@ -256,13 +288,13 @@ def _find(tree: Any, name: str) -> Any:
 
 
 def scheduler_config(stored: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of DoSDEScheduler, from the tables of a checkpoint: those of the release by their parameters, others as they are.
+    """The configuration of DoSDEScheduler, from the tables of a checkpoint.
 
-    Without a table of eta (DiffBIR's) nothing is shifted.
+    The tables of the release become their parameters; others stay tables. Without a table of eta (DiffBIR), nothing shifts.
     """
     betas = stored.get("betas")
     if betas is None:
-        raise ValueError("checkpoint: no tensor betas")
+        raise Refused("checkpoint", stored, "a checkpoint in the released layout is needed", "no tensor betas")
     config: dict[str, Any] = {"num_train_timesteps": len(betas)}
     table = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), len(betas), dtype=torch.float64) ** 2
     if not torch.allclose(betas.double(), table, rtol=1e-5, atol=0):
@@ -287,7 +319,7 @@ def tables(scheduler: Any) -> Tensors:
     betas = 1 - alphas_cumprod / before
     eta = marginal.b / marginal.alpha
     variance = betas * (1 - before) / (1 - alphas_cumprod)
-    made = {
+    tensors = {
         "lambdas": eta,
         "one_minus_lambdas": 1 - eta,
         "betas": betas,
@@ -305,12 +337,12 @@ def tables(scheduler: Any) -> Tensors:
         "logvar": torch.zeros(T),
     }
     if not bool((eta > 0).any()):
-        made = {name: table for name, table in made.items() if "lambdas" not in name}
-    return {name: table.float() for name, table in made.items()}
+        tensors = {name: table for name, table in tensors.items() if "lambdas" not in name}
+    return {name: table.float() for name, table in tensors.items()}
 
 
 def cast(parts: Parts, dtype: torch.dtype | None) -> Parts:
-    """The same in another floating dtype; None: as they are. Tensors that no component uses stay as they are."""
+    """The model in another floating dtype; None: as it is. Tensors that no component uses stay as they are."""
     if dtype is None:
         return parts
     tensors = {component: {name: t.to(dtype) for name, t in own.items()} for component, own in parts.tensors.items()}

@@ -1,8 +1,6 @@
-"""Folders in diffusers' layout: checked before they are loaded, written whole or not at all."""
+"""Folders in diffusers' layout: checked before they are loaded."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,43 +10,59 @@ from torch import Tensor
 
 from backbones import weights
 from backbones.weights import Tensors
+from dosde.check import Refused
 
 from . import parts
 
 UNUSED = "released.safetensors"  # tensors of the released layout that no component uses
 OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # what diffusers users tell the hub
+_CONVERTED = "a folder written by `dosde convert` is needed"
 _LEFT = "stabilityai/stable-diffusion-2-1-base"
 
 
 def checked(name: str | Path, **hub: Any) -> Path:
-    """The folder of that name, or of that id on the hub (hub: some of `OF_HUB`).
+    """The folder of a DoSSRPipeline.
 
-    Errors: ValueError unless it is a whole DoSSRPipeline.
+    Args:
+        name: the folder, or the id of a repository of the hub.
+        hub: what the hub is told, some of `OF_HUB`.
+
+    Raises:
+        Refused: it is no whole DoSSRPipeline.
     """
     folder = Path(name) if Path(name).exists() else of_hub(str(name), "weights", **hub)
     if not folder.is_dir():
-        raise ValueError(f"weights: {folder}; a folder is needed (a checkpoint file: `dosde convert {folder} -o FOLDER`)")
+        raise Refused("weights", folder, f"a folder is needed (a checkpoint file: `dosde convert {folder} -o FOLDER`)")
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(f"weights: {folder} has no model_index.json; a folder written by `dosde convert` is needed")
+        raise Refused("weights", folder, _CONVERTED, f"{folder} has no model_index.json")
     try:
         components = json.loads(index.read_text())
         named = {n: v for n, v in components.items() if n[0] != "_" and isinstance(v, list) and v[0] is not None}
     except (ValueError, AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"weights: {index} is not the index of a pipeline ({error})") from None
+        raise Refused("weights", index, _CONVERTED, f"{index} is not the index of a pipeline ({error})") from None
     for component in ("vae", "hint_encoder", "unet", "controlnet", "scheduler"):
         if component not in named:
-            raise ValueError(f"weights: {index} names no {component}; a folder written by `dosde convert` is needed")
+            raise Refused("weights", index, _CONVERTED, f"{index} names no {component}")
     for component in named:
         if not has(folder, component):
-            raise ValueError(f"weights: {folder} lacks {component}/, which its model_index.json names")
+            raise Refused("weights", folder, _CONVERTED, f"{folder} lacks {component}/, which its model_index.json names")
         if component not in ("scheduler", "tokenizer"):
             parts.files_of(folder, component)
     return folder
 
 
 def of_hub(name: str, argument: str, **hub: Any) -> Path:
-    """A snapshot of a repository of the hub. Errors: ValueError, one line, also where there is no such folder or id."""
+    """A snapshot of a repository of the hub.
+
+    Args:
+        name: its id.
+        argument: the argument that named it, for errors.
+        hub: what the hub is told, some of `OF_HUB`.
+
+    Raises:
+        Refused: there is no such folder or id.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -58,55 +72,42 @@ def of_hub(name: str, argument: str, **hub: Any) -> Path:
         else ""
     )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{argument}: {name}; no such folder{gone}")
+        raise Refused(argument, name, f"no such folder{gone}", name)
     try:
         ignored = ["*.ckpt", "*.bin", "*.msgpack", "*.onnx*", "*.fp16.*"]
         return Path(snapshot_download(name, ignore_patterns=ignored, **hub))
     except (OSError, ValueError, HFValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(f"{argument}: {name}; no such folder, and the hub does not give it: {reason}{gone}") from None
+        raise Refused(argument, name, f"no such folder, and the hub does not give it: {reason}{gone}", name) from None
 
 
 def has(folder: Path, component: str) -> bool:
+    """Whether a folder has a component."""
     return (folder / component).is_dir()
 
 
 def unused(folder: Path) -> Tensors:
-    """What `write_unused` wrote."""
+    """The released tensors that no component uses, of `write_unused`."""
     return weights.read(folder / UNUSED) if (folder / UNUSED).is_file() else {}
 
 
 def write_unused(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes the released tensors that no component uses, so that a conversion back is exact."""
     weights.write(folder / UNUSED, tensors)
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder beside it that takes its place at the end, if nothing fails."""
-    folder = folder.resolve()  # behind a link
-    part = folder.with_name(f".{folder.name}.part")  # one name, so that a killed run leaves nothing that the next does not take
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.is_dir():
-            folder.rmdir()  # only an empty one
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
-    """What the loading of libraries raises, as one line that names the folder."""
+    """Turns the errors of the libraries that load a folder into one line that names it."""
     try:
         yield
     except (OSError, RuntimeError, TypeError, KeyError, ValueError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("weights:"):
+        if isinstance(error, Refused) and error.argument == "weights":
             raise
         said = " ".join(str(error).split())[:300]
-        raise ValueError(f"weights: {folder} cannot be loaded: {said or type(error).__name__}") from error
+        raise Refused("weights", folder, _CONVERTED, f"{folder} cannot be loaded: {said or type(error).__name__}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON as diffusers does."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,8 +1,11 @@
 """Memory of the CPU that is used again rather than given back, for speed.
 
 glibc returns every large tensor to the kernel as soon as it is freed, and the kernel fills the pages of the next one with zeros
-first. Here malloc keeps them while a picture runs whole, and gives back what is free before and after each stage. That costs
-memory, in the VAE about as much again, for what is free lies scattered; so tiles do without.
+first. In `kept`, malloc keeps them, and gives back what is free before and after each stage. That costs memory, in the VAE
+about as much again, for what is free lies scattered; so tiles do without (`usual`).
+
+The settings are those of the whole process. So the command alone enters `kept`, whose process is its own; a pipeline in a
+program of somebody else's leaves them as they are.
 """
 
 import ctypes
@@ -20,7 +23,7 @@ _lock, _inside = threading.Lock(), 0
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """While it lasts, malloc gives nothing back but by `trim`. Nothing changes where the C library is not glibc."""
+    """While the block runs, malloc gives nothing back but by `trim`. Nothing changes where the C library is not glibc."""
     _count(1)
     try:
         yield
@@ -29,8 +32,22 @@ def kept() -> Iterator[None]:
         trim()
 
 
+@contextmanager
+def usual() -> Iterator[None]:
+    """While the block runs, within `kept`, malloc gives memory back as it usually does. Nothing changes outside of `kept`."""
+    inside = _inside > 0
+    if inside:
+        _count(-1)
+        trim()
+    try:
+        yield
+    finally:
+        if inside:
+            _count(1)
+
+
 def trim() -> None:
-    """Gives free memory back to the system."""
+    """Gives free memory back to the system. It changes no setting."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dosde.check import Refused
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 PREFIXES = {
@@ -48,7 +50,7 @@ class Entry:
     unit: bool = False
 
     def shape(self, parts: Shapes) -> tuple[int, ...]:
-        """Of the released tensor, given those of diffusers."""
+        """The shape of the released tensor, from the shapes of diffusers' tensors."""
         shape = list(parts[self.parts[0]])
         if len(self.parts) > 1:
             shape[self.axis] = sum(parts[p][self.axis] for p in self.parts)
@@ -213,7 +215,12 @@ def head_channels(width: int) -> int:
 def configs(shapes: Shapes, heads: Heads = Heads()) -> dict[str, dict[str, Any]]:
     """The diffusers configuration of each component that a checkpoint of these shapes (released names) holds.
 
-    Errors: ValueError that names the first tensor that is missing.
+    Args:
+        shapes: the shapes of the released tensors.
+        heads: what no tensor tells.
+
+    Raises:
+        Refused: a tensor is missing; the error names the first one.
     """
     made = {}
     for component, make in (
@@ -227,44 +234,49 @@ def configs(shapes: Shapes, heads: Heads = Heads()) -> dict[str, dict[str, Any]]
             try:
                 made[component] = make(_Checked(own, PREFIXES[component]))
             except IndexError:
-                raise ValueError(
-                    f"checkpoint: {component} has a tensor of too few dimensions; another layout is needed"
+                raise Refused(
+                    "checkpoint", component, "another layout is needed", f"{component} has a tensor of too few dimensions"
                 ) from None
     if "unet" in made and "controlnet" in made:
         of_x = made["unet"]["in_channels"]
         made["controlnet"]["conditioning_channels"] = made["controlnet"]["in_channels"] - of_x
         made["controlnet"]["in_channels"] = of_x
         if made["controlnet"]["conditioning_channels"] < 1:
-            raise ValueError(
-                f"checkpoint: control_model.input_blocks.0.0.weight takes {of_x} channels, and the U-Net as many; "
-                "a ControlNet with a latent hint, which takes more, is needed"
+            raise Refused(
+                "checkpoint",
+                of_x,
+                "a ControlNet with a latent hint, which takes more, is needed",
+                f"control_model.input_blocks.0.0.weight takes {of_x} channels, and the U-Net as many",
             )
     return made
 
 
 class _Checked(dict[str, tuple[int, ...]]):
-    """Shapes; a missing one is a ValueError with its full name."""
+    """Shapes by name; a missing name is refused, with its prefix."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> None:
         super().__init__(shapes)
         self.prefix = prefix
 
     def __missing__(self, name: str) -> tuple[int, ...]:
-        raise ValueError(f"checkpoint: no tensor {self.prefix}{name}")
+        raise Refused("checkpoint", name, "a checkpoint in the released layout is needed", f"no tensor {self.prefix}{name}")
 
     def count(self, pattern: str) -> int:
-        """How many numbers stand where the pattern has its group; the largest could be a stray name's."""
+        """The number of numbers that stand where the pattern has its group; the largest could be a stray name's."""
         return len({m[1] for name in self if (m := re.match(pattern, name))})
 
 
 def unet_config(s: "_Checked", channels_a_head: int | None) -> dict[str, Any]:
-    """Of the U-Net, or the ControlNet (in_channels: all of its first convolution)."""
+    """The configuration of the U-Net, or of the ControlNet, whose in_channels count all of its first convolution."""
     inputs = s.count(r"input_blocks\.(\d+)\.")
     levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in s)
     layers = inputs // levels - 1
     if layers < 1 or inputs % levels:
-        raise ValueError(
-            f"checkpoint: {s.prefix}input_blocks: {inputs} blocks in {levels} levels; the same number in each is needed"
+        raise Refused(
+            "checkpoint",
+            s.prefix,
+            "the same number in each is needed",
+            f"{s.prefix}input_blocks: {inputs} blocks in {levels} levels",
         )
     first = [level * (layers + 1) + 1 for level in range(levels)]
     widths = [s[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in first]
@@ -273,7 +285,9 @@ def unet_config(s: "_Checked", channels_a_head: int | None) -> dict[str, Any]:
     depths = [s.count(rf"input_blocks\.{i}\.1\.transformer_blocks\.(\d+)\.") or middle for i in first]
     head = channels_a_head or head_channels(widths[0])
     if any(width % head for width in widths):
-        raise ValueError(f"original_config: num_head_channels is {head} in it; a divisor of the widths {widths} is needed")
+        raise Refused(
+            "original_config", head, f"a divisor of the widths {widths} is needed", f"num_head_channels is {head} in it"
+        )
     heads = [width // head for width in widths]
     config = {
         "in_channels": s["input_blocks.0.0.weight"][1],
@@ -293,7 +307,7 @@ def unet_config(s: "_Checked", channels_a_head: int | None) -> dict[str, Any]:
 
 
 def vae_config(s: "_Checked") -> dict[str, Any]:
-    """Of the autoencoder, or of an encoder alone."""
+    """The configuration of the autoencoder, or of an encoder alone."""
     levels = s.count(r"encoder\.down\.(\d+)\.")
     config = {
         "in_channels": s["encoder.conv_in.weight"][1],
@@ -314,7 +328,7 @@ def vae_config(s: "_Checked") -> dict[str, Any]:
 
 
 def text_config(s: "_Checked", heads: int | None) -> dict[str, Any]:
-    """Of the text tower up to its last block but one, whose output the U-Net was trained on."""
+    """The configuration of the text tower up to its last block but one, on whose output the U-Net was trained."""
     width = s["token_embedding.weight"][1]
     return {
         "hidden_size": width,
@@ -332,7 +346,9 @@ def text_config(s: "_Checked", heads: int | None) -> dict[str, Any]:
 def unused(name: str, blocks: int) -> bool:
     """Whether inference has no use for a released tensor: tables, and what follows the last text block but one.
 
-    blocks: how many blocks of the text tower are used.
+    Args:
+        name: its released name.
+        blocks: the number of blocks of the text tower that are used.
     """
     text = PREFIXES["text_encoder"]
     return name in TABLES or (

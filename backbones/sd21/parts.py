@@ -10,13 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from backbones.weights import Tensors, aligned, read
+from dosde.check import Refused
 
 from . import names
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A model in diffusers' names: configuration and tensors of each component, the released tensors that none uses."""
+    """A model in diffusers' names.
+
+    Args:
+        configs: the configuration of each component.
+        tensors: the tensors of each component.
+        unused: the released tensors that no component uses.
+    """
 
     configs: dict[str, dict[str, Any]]
     tensors: dict[str, Tensors]
@@ -24,14 +31,27 @@ class Parts:
 
 
 def to_parts(released: Mapping[str, Tensor], heads: names.Heads = names.Heads()) -> Parts:  # noqa: B008
-    """Every tensor in its place. Errors: ValueError that names a missing, unexpected or wrongly shaped one."""
+    """The components of a released checkpoint, every tensor in its place.
+
+    Args:
+        released: tensors by their released names.
+        heads: what no tensor tells.
+
+    Raises:
+        Refused: a tensor is missing, unexpected or wrongly shaped; the error names it.
+    """
     from .rrdb import config_of
 
     shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
     configs = names.configs(shapes, heads)
     for component in ("unet", "controlnet", "vae", "hint_encoder"):
         if component not in configs:
-            raise ValueError(f"checkpoint: no tensor {names.PREFIXES[component]}*, the {component}; another layout is needed")
+            raise Refused(
+                "checkpoint",
+                names.PREFIXES[component],
+                "another layout is needed",
+                f"no tensor {names.PREFIXES[component]}*, the {component}",
+            )
     own = names.part(shapes, "preprocessor")
     if "body.0.rdb1.conv1.weight" in own:  # DiffBIR's is another network
         configs["preprocessor"] = config_of(own)
@@ -44,18 +64,23 @@ def to_parts(released: Mapping[str, Tensor], heads: names.Heads = names.Heads())
             name = names.PREFIXES[component] + entry.name
             tensor = rest.pop(name, None)
             if tensor is None:
-                raise ValueError(f"checkpoint: no tensor {name}")
+                raise Refused("checkpoint", name, "a checkpoint in the released layout is needed", f"no tensor {name}")
             if tuple(tensor.shape) != entry.shape(wanted):
-                raise ValueError(f"checkpoint: {name} has shape {tuple(tensor.shape)}; {entry.shape(wanted)} is needed")
+                raise Refused("checkpoint", name, f"{entry.shape(wanted)} is needed", f"{name} has shape {tuple(tensor.shape)}")
             if not tensor.is_floating_point():
-                raise ValueError(f"checkpoint: {name} is {str(tensor.dtype)[6:]}; a floating tensor is needed")
+                raise Refused("checkpoint", name, "a floating tensor is needed", f"{name} is {str(tensor.dtype)[6:]}")
             tensors[component] |= entry.split(tensor, wanted)
     blocks = configs.get("text_encoder", {}).get("num_hidden_layers", 0)
     ignored = () if "preprocessor" in configs else (names.PREFIXES["preprocessor"],)
     unused = {name: rest.pop(name) for name in list(rest) if names.unused(name, blocks) or name.startswith(ignored)}
     if rest:
         more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
-        raise ValueError(f"checkpoint: unexpected tensor {next(iter(rest))}{more}")
+        raise Refused(
+            "checkpoint",
+            list(rest),
+            "a checkpoint in the released layout is needed",
+            f"unexpected tensor {next(iter(rest))}{more}",
+        )
     return Parts(configs, tensors, unused)
 
 
@@ -113,7 +138,11 @@ def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> Any:
 
 
 def files_of(folder: Path, component: str) -> list[Path]:
-    """The files with the weights of a component in a diffusers folder. Errors: ValueError where one is not there."""
+    """The files with the weights of a component in a diffusers folder.
+
+    Raises:
+        Refused: one is not there.
+    """
     place = folder / component
     for stem, ending in (
         ("diffusion_pytorch_model", "safetensors"),
@@ -127,15 +156,21 @@ def files_of(folder: Path, component: str) -> list[Path]:
         if files[0].is_file() or index.is_file():
             break
     else:
-        raise ValueError(f"weights: {folder}: no weights of the component {component!r} in {place}")
+        raise Refused(
+            "weights", folder, "a whole folder is needed", f"{folder}: no weights of the component {component!r} in {place}"
+        )
     for path in files:
         if not path.is_file():
-            raise ValueError(f"weights: {path} is missing, which {index.name} names")
+            raise Refused("weights", path, "a whole folder is needed", f"{path} is missing, which {index.name} names")
     return files
 
 
 def of_folder(folder: Path, component: str) -> Tensors:
-    """The tensors of a component in a diffusers folder, as they are stored. Errors: ValueError."""
+    """The tensors of a component in a diffusers folder, as they are stored.
+
+    Raises:
+        ValueError: a file is missing or broken.
+    """
     tensors = {name: tensor for path in files_of(folder, component) for name, tensor in read(path).items()}
     if component == "text_encoder":  # some versions of transformers put it in front, and a buffer behind
         tensors = {name.removeprefix("text_model."): t for name, t in tensors.items() if not name.endswith("position_ids")}

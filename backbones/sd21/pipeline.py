@@ -1,15 +1,13 @@
 """DoSSRPipeline: a low-resolution picture -> RRDBNet -> VAE -> a solve of the domain-shift SDE -> VAE -> colour fix.
 
-The stages are in `backbones.sd21.stages`; here is what a pipeline of diffusers is: loading, saving, checks, the call.
+The stages are functions in `backbones.sd21.stages`. Here is what a pipeline of diffusers is: loading, saving, the stages with
+the networks of the pipeline, the call.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -21,27 +19,36 @@ from backbones.pictures import colour
 from backbones.pictures import io as images
 from backbones.weights import Tensors
 from dosde import check
+from dosde.check import Refused, RefusedType
 from dosde.interop.diffusers import DoSDEScheduler
 from dosde.noise import Independent, as_noise
 
-from . import malloc, parts
+from . import arguments, parts, stages
 from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
 from .rrdb import RRDBNet
-from .stages import Stages
+from .stages import PROMPT, Prepared
 from .tiles import Tiles
+from .tiles import tiles as tiles_of
 
-PROMPT = "clean, high-resolution, 8k"  # the release's
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
+class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
     """Upscales pictures with DoSSR's networks (or DiffBIR v1's), as diffusers' pipelines do.
 
-    vae, hint_encoder, unet, controlnet   the networks (`backbones.sd21.modules` has what diffusers has not)
-    scheduler      `DoSDEScheduler`: process, prediction type, solver and grid
-    preprocessor   RRDBNet, or None: pictures are only interpolated
-    prompts        embeddings of fixed prompts; with them text_encoder and tokenizer are needed for other prompts only, and
-                   are loaded from the folder of the pipeline when one is asked for
+    Attributes:
+        folder: the folder that it was loaded from, where text_encoder and tokenizer wait for a prompt that needs them; or None.
+
+    Args:
+        vae: the VAE.
+        hint_encoder: the encoder of the hint; `backbones.sd21.modules` has what diffusers has not.
+        unet: the U-Net.
+        controlnet: the ControlNet, whose hint is a latent.
+        scheduler: process, prediction type, solver and grid.
+        preprocessor: RRDBNet; None: pictures are only interpolated.
+        prompts: embeddings of fixed prompts. With them text_encoder and tokenizer are needed for other prompts only.
+        text_encoder: CLIP's text tower.
+        tokenizer: its tokenizer.
     """
 
     model_cpu_offload_seq = "text_encoder->preprocessor->hint_encoder->unet->vae"
@@ -72,51 +79,58 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
             text_encoder=text_encoder,
             tokenizer=tokenizer,
         )
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         self._unused: Tensors = {}
-        self._compared: tuple[Any, bool] | None = None
+        self._compared: stages.Compared | None = None
         self._interrupt = False
 
     # -- Loading and saving -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **how: Any) -> "DoSSRPipeline":
-        """From a folder that `dosde convert` or `save_pretrained` wrote; `how` as in diffusers (dtype, device_map, ...).
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "DoSSRPipeline":
+        """The pipeline in a folder that `dosde convert` or `save_pretrained` wrote.
 
-        text_encoder and tokenizer are loaded when a prompt needs them. Errors: ValueError for a folder that lacks a component.
+        text_encoder and tokenizer are loaded when a prompt needs them.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or the id of a repository of the hub.
+            options: what diffusers takes (dtype, device_map, ...).
+
+        Raises:
+            Refused: the folder lacks a component.
         """
         from . import folders
 
-        hub = {name: how[name] for name in folders.OF_HUB if name in how}
+        hub = {name: options[name] for name in folders.OF_HUB if name in options}
         folder = folders.checked(pretrained_model_name_or_path, **hub)
-        later: dict[str, Any] = {name: None for name in ("text_encoder", "tokenizer") if name not in how}
+        later: dict[str, Any] = {name: None for name in ("text_encoder", "tokenizer") if name not in options}
         if not folders.has(folder, "prompts"):
             later = {}
-        if "torch_dtype" in how:  # its older name
-            how["dtype"] = how.pop("torch_dtype")
+        if "torch_dtype" in options:  # its older name
+            options["dtype"] = options.pop("torch_dtype")
         with folders.one_line_errors(folder):
-            pipe: DoSSRPipeline = super().from_pretrained(str(folder), **later, **how)
-        pipe._folder = folder
+            pipe: DoSSRPipeline = super().from_pretrained(str(folder), **later, **options)
+        pipe.folder = folder
         for module in pipe.components.values():
             if isinstance(module, torch.nn.Module):
                 weights.aligned(module)
         return pipe
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **how: Any) -> "DoSSRPipeline":
-        """As in diffusers; the new pipeline finds text_encoder and tokenizer where the old one does."""
-        pipe: DoSSRPipeline = super().from_pipe(pipeline, **how)
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> "DoSSRPipeline":
+        """A pipeline with the components of another one; it finds text_encoder and tokenizer where the other one does."""
+        pipe: DoSSRPipeline = super().from_pipe(pipeline, **options)
         if isinstance(pipeline, DoSSRPipeline):
-            pipe._folder, pipe._unused = pipeline._folder, pipeline._unused
+            pipe.folder, pipe._unused = pipeline.folder, pipeline._unused
         return pipe
 
-    def save_pretrained(self, save_directory: str | Path, **how: Any) -> None:
-        """As in diffusers; text_encoder, tokenizer and the tensors that only the released layout has come along."""
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Writes a folder, as diffusers does, with text_encoder, tokenizer and the tensors of the released layout alone."""
         from . import folders
 
         self._load_text()
-        super().save_pretrained(save_directory, **how)
-        unused = self._unused or (folders.unused(self._folder) if self._folder else {})
+        super().save_pretrained(save_directory, **options)
+        unused = self._unused or (folders.unused(self.folder) if self.folder else {})
         if unused:
             folders.write_unused(Path(save_directory), unused)
 
@@ -133,18 +147,23 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
     ) -> "DoSSRPipeline":
         """From a checkpoint in the released layout: dossr_default, dossr_onestep (.ckpt, .safetensors), DiffBIR v1.
 
-        original_config  the release's YAML file, or what it holds: for num_head_channels (and heads of a text_cfg), which no
-                         tensor tells (default: 64 channels a head, and 8 in networks narrower than 256).
-        preprocessor     an RRDBNet file, for a checkpoint without one (DiffBIR's is another network).
-        base             a folder of SD 2.1-base, for a checkpoint without text tower, and for the tokenizer.
-        dtype            default: the checkpoint's. torch_dtype is its older name.
-        Errors: ValueError that names the tensor that is missing, unexpected or wrongly shaped.
+        Args:
+            pretrained_model_link_or_path: the file.
+            original_config: the release's YAML file, or its content: for num_head_channels (and heads of a text_cfg), which
+                no tensor tells (default: 64 channels a head, and 8 in networks narrower than 256).
+            preprocessor: an RRDBNet file, for a checkpoint without one (DiffBIR's is another network).
+            base: a folder of SD 2.1-base, for a checkpoint without text tower, and for the tokenizer.
+            dtype: the type of the weights; default: the checkpoint's.
+            torch_dtype: the older name of dtype.
+
+        Raises:
+            Refused: a tensor is missing, unexpected or wrongly shaped; the error names it.
         """
         from . import convert
 
         dtype = dtype or torch_dtype
         if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise TypeError(f"dtype: {dtype!r}; a torch.dtype, or None, is needed")
+            raise RefusedType("dtype", dtype, "a torch.dtype, or None, is needed")
         made = convert.parts_of_checkpoint(pretrained_model_link_or_path, original_config, preprocessor, base)
         made = convert.cast(made, dtype)
         modules: dict[str, Any] = {name: parts.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors}
@@ -156,30 +175,211 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
         """text_encoder and tokenizer, from the folder of the pipeline, if it has them and they are not loaded."""
         from . import folders
 
-        if self.text_encoder is None and self._folder is not None and self._stored("text_encoder"):
+        if self.text_encoder is None and self.folder is not None and self._stored("text_encoder"):
             from transformers import CLIPTextModel
 
-            with folders.one_line_errors(self._folder):
-                text = CLIPTextModel.from_pretrained(self._folder / "text_encoder", dtype=self.unet.dtype)
+            with folders.one_line_errors(self.folder):
+                text = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=self.unet.dtype)
             self.register_modules(text_encoder=text.to(self._execution_device))
-        if self.tokenizer is None and self._folder is not None and self._stored("tokenizer"):
+        if self.tokenizer is None and self.folder is not None and self._stored("tokenizer"):
             from transformers import CLIPTokenizer
 
-            self.register_modules(tokenizer=CLIPTokenizer.from_pretrained(self._folder / "tokenizer"))
+            self.register_modules(tokenizer=CLIPTokenizer.from_pretrained(self.folder / "tokenizer"))
 
     def _stored(self, component: str) -> bool:
         """Whether the folder of the pipeline has a component."""
-        return self._folder is not None and (self._folder / component).is_dir()
+        return self.folder is not None and (self.folder / component).is_dir()
 
     # -- Stages -----------------------------------------------------------------------------------------------------------
 
-    def encode_prompt(self, prompt: str, argument: str = "prompt") -> Tensor:
-        """(1, tokens, width), what the U-Net attends to. argument: its name in errors.
+    @property
+    def factor(self) -> int:
+        """Pixels of the output a side of a latent."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
-        Errors: ValueError for a prompt that needs what is not here.
+    @property
+    def multiple(self) -> int:
+        """Sides of the output are brought to a multiple of this: as often as VAE and U-Net halve them."""
+        return self.factor * int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    def latent_shape(self, shape: Sequence[int], scale: float) -> tuple[int, ...]:
+        """The shape of x_hat0, for pictures of a shape (batch, channels, height, width)."""
+        sides = [-(-max(1, round(side * scale)) // self.multiple) * self.multiple // self.factor for side in shape[-2:]]
+        return (shape[0], int(self.vae.config.latent_channels), *sides)
+
+    def costs(self, guided: bool = False) -> dict[str, float]:
+        """Bytes a pixel of the output of each stage, in the order in which they run."""
+        return stages.costs(self.vae, self.unet, self.preprocessor, guided)
+
+    def tiles_for(
+        self,
+        shape: Sequence[int],
+        scale: float,
+        tile: int | str | None = "auto",
+        max_memory: float | None = None,
+        guided: bool = False,
+    ) -> Tiles:
+        """The tiles of each stage.
+
+        Args:
+            shape: the shape of the pictures, (batch, channels, height, width).
+            scale: how many times as large the output is.
+            tile: "auto", a side in pixels of the output, or None for the picture whole.
+            max_memory: bytes for "auto", beside the weights. Default: 80% of what is free on the device.
+            guided: whether there are two passes a step.
+
+        Raises:
+            Refused: the tile, or the memory, is too small.
+        """
+        grows = 1 if self.preprocessor is None else int(self.preprocessor.config.scale)
+        return tiles_of(
+            shape,
+            scale,
+            tile,
+            max_memory,
+            costs=self.costs(guided),
+            multiple=self.multiple,
+            grows=grows,
+            device=self._execution_device,
+        )
+
+    def preprocess(self, picture: Tensor, scale: float = 4, *, tile: int | None = None) -> Tensor:
+        """I in [0, 1], (batch, 3, round(height x scale), round(width x scale)), float32, of a picture in [0, 1]."""
+        grows = 1 if self.preprocessor is None else int(self.preprocessor.config.scale)
+        side = None if tile is None else max(16, tile // grows)
+        return stages.preprocess(self.preprocessor, picture, scale, self._execution_device, side, self._bar)
+
+    def hint(self, reference: Tensor, *, tile: int | None = None) -> Tensor:
+        """The hint latent (batch, 4, height / 8, width / 8), float32, of I, whose sides are multiples of `multiple`."""
+        return stages.mode(self.moments(self.hint_encoder, "hint", reference, tile), self._scaling)
+
+    def source(
+        self, reference: Tensor, source: str | Tensor = "mode", *, generator: Any = None, tile: int | None = None
+    ) -> Tensor:
+        """x_hat0 (batch, 4, height / 8, width / 8), float32, of I.
+
+        Args:
+            reference: I, whose sides are multiples of `multiple`.
+            source: "mode" of the VAE's posterior, as in training; "sample", as the release infers, with noise from the
+                generator; or the noise itself, a tensor in the shape of x_hat0.
+            generator: a torch.Generator, or one a picture.
+            tile: side of the tiles in pixels.
+        """
+        return self.latent(self.moments(self.vae, "source", reference, tile), source, generator)
+
+    def moments(self, encoder: torch.nn.Module, name: str, reference: Tensor, tile: int | None) -> Tensor:
+        """Mean and log variance of the posterior of an encoder, joined, float32."""
+        if any(side % self.multiple for side in reference.shape[-2:]):
+            needed = f"sides that are multiples of {self.multiple} are needed (images.mirrored)"
+            raise Refused("reference", reference, needed, str(tuple(reference.shape)))
+        return stages.moments(encoder, name, reference, self.factor, tile, self._bar)
+
+    def latent(self, moments: Tensor, source: str | Tensor, generator: Any) -> Tensor:
+        """x_hat0 of a posterior; arguments as in `source`."""
+        return stages.latent(moments, source, generator, self._scaling)
+
+    def denoiser(
+        self,
+        hint: Tensor,
+        context: Tensor,
+        negative: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        *,
+        conditioning_scale: float = 1.0,
+        tile: int | None = None,
+    ) -> dosde.Denoiser:
+        """U-Net and ControlNet as a model for `dosde.solve`.
+
+        With `negative`, guided: out(negative) + guidance_scale (out(context) - out(negative)), two passes in one batch.
+
+        Args:
+            hint: hint latents, of `hint`.
+            context: an embedded prompt for all pictures or each, of `encode_prompt`.
+            negative: another one, for the guidance.
+            guidance_scale: 1: without guidance.
+            conditioning_scale: a factor on what the ControlNet adds.
+            tile: side of the tiles in pixels of the output.
+        """
+        guided = negative is not None and guidance_scale != 1
+        context = context.expand(len(hint), -1, -1)
+        if guided:
+            assert negative is not None
+            context = torch.cat([negative.expand(len(hint), -1, -1), context])
+        net = stages.Net(
+            self.unet,
+            self.controlnet,
+            self.scheduler,
+            hint.to(self.unet.dtype),
+            context,
+            guidance_scale if guided else None,
+            conditioning_scale,
+            None if tile is None else tile // self.factor,
+            self.multiple // self.factor,
+            self._bar,
+        )
+        return dosde.Denoiser(net, self.scheduler.process, predicts=self.scheduler.predicts)
+
+    def decode(self, latent: Tensor, *, tile: int | None = None) -> Tensor:
+        """The picture (batch, 3, height, width) of a latent, float32, about [0, 1] but not clamped."""
+        return stages.decode(self.vae, latent, self.factor, None if tile is None else tile // self.factor, self._bar)
+
+    def fix_colour(self, picture: Tensor, reference: Tensor, how: str = "wavelet") -> Tensor:
+        """The picture in the colours of the reference: wavelet, adain or none. Not clamped."""
+        return colour.COLOUR_FIXES[how](picture, reference)
+
+    def prepare(
+        self,
+        picture: Tensor,
+        scale: float = 4,
+        source: str | Tensor = "mode",
+        *,
+        generator: Any = None,
+        tiles: Tiles = Tiles(),  # noqa: B008
+    ) -> Prepared:
+        """Everything before the solve, of pictures (batch, 3, height, width) in [0, 1]."""
+        reference = self.preprocess(picture, scale, tile=tiles.preprocess)
+        padded = images.mirrored(reference, self.multiple)
+        if self._one_encoder():
+            moments = self.moments(self.vae, "encode", padded, tiles.encode)
+            return Prepared(reference, stages.mode(moments, self._scaling), self.latent(moments, source, generator))
+        hint = self.hint(padded, tile=tiles.encode)
+        return Prepared(reference, hint, self.source(padded, source, generator=generator, tile=tiles.encode))
+
+    def finish(self, x0: Tensor, reference: Tensor, color_fix: str = "wavelet", *, tile: int | None = None) -> Tensor:
+        """Everything after the solve: a picture in [0, 1] of the reference's shape, float32."""
+        height, width = reference.shape[-2:]
+        picture = self.decode(x0, tile=tile)[..., :height, :width]
+        return self.fix_colour(picture, reference, color_fix).clamp_(0, 1)
+
+    @property
+    def _scaling(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    def _one_encoder(self) -> bool:
+        """Whether one pass serves hint and source."""
+        self._compared = stages.one_encoder(self.hint_encoder, self.vae, self._compared)
+        return self._compared is not None and self._compared[1]
+
+    def _bar(self, total: int, name: str) -> Any:
+        """A progress bar, as `set_progress_bar_config` wants them."""
+        from tqdm import tqdm
+
+        return tqdm(total=total, **{"desc": name, "leave": False, **getattr(self, "_progress_bar_config", {})})
+
+    # -- Prompts ----------------------------------------------------------------------------------------------------------
+
+    def encode_prompt(self, prompt: str, argument: str = "prompt") -> Tensor:
+        """The embedding of a prompt, (1, tokens, width), to which the U-Net attends.
+
+        Args:
+            prompt: the prompt.
+            argument: its name in errors.
+
+        Raises:
+            Refused: the prompt needs a text tower or a tokenizer, and the model lacks it.
         """
         if not isinstance(prompt, str):
-            raise TypeError(f"{argument}: {prompt!r}; a string, or one a picture, is needed")
+            raise RefusedType(argument, prompt, "a string, or one a picture, is needed")
         stored = None if self.prompts is None else self.prompts(prompt)
         if stored is not None:
             embedded: Tensor = stored.to(self._execution_device, self.unet.dtype)
@@ -188,9 +388,11 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
         if missing:
             what = " and a ".join(missing)
             kept = [] if self.prompts is None else list(self.prompts.config.prompts)
-            raise ValueError(
-                f"{argument}: {prompt!r} needs a {what}, which this model lacks; one of {kept} is stored, and converting with "
-                "--base FOLDER (SD 2.1-base) adds what is missing"
+            raise Refused(
+                argument,
+                prompt,
+                f"one of {kept} is stored, and converting with --base FOLDER (SD 2.1-base) adds what is missing",
+                f"{prompt!r} needs a {what}, which this model lacks",
             )
         self._load_text()
         tokens = self.tokenizer(
@@ -234,39 +436,51 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
     ) -> Any:
         """Upscales one picture or several.
 
-        image          a PIL image of any mode; an array (height, width[, channels]), uint8, uint16 or float in [0, 1]; a tensor
-                       ([batch,] channels, height, width), uint8 or float in [0, 1]; or a list of them, of any sizes.
-        scale          any positive number: the output has sides round(side x scale).
-        num_inference_steps, order   of `dosde.solve`; the order is at most the steps.
-        guidance_scale 1: without. Otherwise two passes, with negative_prompt as well.
-        prompt, negative_prompt   one, or one a picture; None for the latter is the empty one. prompt_embeds,
-                       negative_prompt_embeds: what `encode_prompt` makes of them, (1 or pictures, tokens, width), instead.
-        generator      a torch.Generator, or one a picture, which gets the noise that it would have alone.
-        color_fix      wavelet, adain or none.
-        source         "mode", as in training; "sample", as the release infers; or noise to sample with.
-        tile           "auto": as large as memory permits; a side in pixels of the output, or None for the picture whole.
-        max_memory     bytes that "auto" may use beside the weights. Default: 80% of what is free on the device.
-        output_type    "pil" (8 bits, cut off as the release does; grey and alpha as in the input), "np" (batch, height, width,
-                       3), "pt" (batch, 3, height, width), both in [0, 1], or "latent".
-        callback_on_step_end   (pipeline, step, timestep, {"latents": x}) after each step. Setting pipeline._interrupt ends the
-                       solve with the best estimate so far. Latents cannot be replaced, and are the one tensor input.
-        method, grid, noise   of `dosde.solve`; default: the scheduler's. noise replaces the generator in the solve; of
-                       generators, one a picture.
+        Args:
+            image: a PIL image of any mode; an array (height, width[, channels]), uint8, uint16 or float in [0, 1]; a tensor
+                ([batch,] channels, height, width), uint8 or float in [0, 1]; or a list of them, of any sizes.
+            scale: any positive number: the output has sides round(side x scale).
+            num_inference_steps: steps of `dosde.solve`.
+            order: order of `dosde.solve`, at most the steps; None: the scheduler's.
+            guidance_scale: 1: without guidance. Otherwise there are two passes, with negative_prompt as well.
+            prompt: a prompt, or one a picture.
+            negative_prompt: the same for the guidance; None is the empty one.
+            generator: a torch.Generator, or one a picture, which draws the noise that the picture would have alone.
+            color_fix: "wavelet", "adain" or "none".
+            source: "mode", as in training; "sample", as the release infers; or noise to sample with.
+            tile: "auto": as large as memory permits; a side in pixels of the output, or None for the picture whole.
+            max_memory: bytes that "auto" may use beside the weights. Default: 80% of what is free on the device.
+            output_type: "pil" (8 bits, cut off as the release does; grey and alpha as in the input), "np" (batch, height,
+                width, 3), "pt" (batch, 3, height, width), both in [0, 1], or "latent".
+            return_dict: whether an ImagePipelineOutput is returned, or a tuple.
+            callback_on_step_end: called with (pipeline, step, timestep, {"latents": x}) after each step. Setting
+                pipeline._interrupt ends the solve with the best estimate so far. Latents cannot be replaced.
+            callback_on_step_end_tensor_inputs: ("latents",), the one tensor input.
+            prompt_embeds: what `encode_prompt` returns, (1 or pictures, tokens, width), instead of a prompt.
+            negative_prompt_embeds: the same instead of a negative prompt.
+            controlnet_conditioning_scale: a factor on what the ControlNet adds.
+            method: method of `dosde.solve`. Default: the scheduler's.
+            grid: grid of `dosde.solve`. Default: the scheduler's.
+            noise: noise of `dosde.solve`, instead of the generator; a list of generators has one a picture.
 
-        Returns ImagePipelineOutput(images), or (images,) unless return_dict; lists for "pil" and pictures of several sizes.
-        Errors: ValueError or TypeError before any work.
+        Returns:
+            ImagePipelineOutput(images), or (images,) unless return_dict. `images` is a list for "pil", and for pictures of
+            several sizes.
+
+        Raises:
+            ValueError: an argument cannot be used; before any work.
+            TypeError: an argument has a wrong type; before any work.
         """
-        pictures = _pictures(image)
+        pictures = arguments.pictures_of(image)
         steps = check.count("num_inference_steps", num_inference_steps)
         order = None if order is None else check.count("order", order)
         callback, inputs = callback_on_step_end, callback_on_step_end_tensor_inputs
         conditioning = controlnet_conditioning_scale
-        self._check(scale, color_fix, source, output_type, guidance_scale, conditioning, callback, inputs)
+        arguments.check_call(
+            self.scheduler, scale, color_fix, source, output_type, guidance_scale, conditioning, callback, inputs
+        )
         scale, negative_prompt = float(scale), "" if negative_prompt is None else negative_prompt
-        per_picture = {"prompt": prompt, "negative_prompt": negative_prompt, "generator": generator, "noise": noise}
-        for name, given in per_picture.items():
-            if isinstance(given, Sequence) and not isinstance(given, str) and len(given) != len(pictures):
-                raise ValueError(f"{name}: {len(given)} of them; one, or {len(pictures)} (one a picture), is needed")
+        arguments.check_counts(len(pictures), prompt=prompt, negative_prompt=negative_prompt, generator=generator, noise=noise)
         Independent(generator)  # their errors, before any work
         as_noise(noise)
         self._interrupt = False
@@ -274,15 +488,15 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
             order = self.scheduler.order_for(steps)
         elif order is not None:
             order = min(order, steps)
-        how = {"method": method or self.scheduler.method, "grid": self.scheduler.times(steps) if grid is None else grid}
-        dosde.plan(self.scheduler.process, steps, order, **how)  # its errors, before any work
-        runs = _runs([p.colour.shape[-2:] for p in pictures])
+        solver = {"method": method or self.scheduler.method, "grid": self.scheduler.times(steps) if grid is None else grid}
+        dosde.plan(self.scheduler.process, steps, order, **solver)  # its errors, before any work
         jobs = []
-        for first, last in runs:
+        for first, last in arguments.runs([p.colour.shape[-2:] for p in pictures]):
             shape = (last - first, 3, *pictures[first].colour.shape[-2:])
             latent = self.latent_shape(shape, scale)
             if isinstance(source, Tensor) and tuple(source.shape) != latent:
-                raise ValueError(f"source: a tensor of shape {tuple(source.shape)}; noise of shape {latent} is needed")
+                shown = f"a tensor of shape {tuple(source.shape)}"
+                raise Refused("source", source, f"noise of shape {latent} is needed", shown)
             jobs.append((first, last, self.tiles_for(shape, scale, tile, max_memory, guidance_scale != 1)))
         context = self._embedded("prompt", prompt, prompt_embeds, len(pictures))
         negative = None
@@ -290,33 +504,31 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
             negative = self._embedded("negative_prompt", negative_prompt, negative_prompt_embeds, len(pictures))
         results: list[Tensor] = []
         for first, last, tiles in jobs:
-            # Memory is not kept in tiles, which are there to need little of it.
-            with malloc.kept() if tiles == Tiles() else nullcontext():
-                rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
-                own, drawn = (given[first:last] if isinstance(given, Sequence) else given for given in (generator, noise))
-                made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
-                model = self.denoiser(
-                    made.hint,
-                    _of(context, first, last),
-                    None if negative is None else _of(negative, first, last),
-                    guidance_scale,
-                    conditioning_scale=conditioning,
-                    tile=tiles.solve,
-                )
-                drawn = own if noise is None else drawn
-                x0 = self._solve(model, made.x_hat0, steps, order, callback_on_step_end, noise=drawn, **how)
-                if output_type == "latent":
-                    results += x0.chunk(len(x0))
-                else:
-                    finished = self.finish(x0, made.reference, color_fix, tile=tiles.decode)
-                    # Off the device at once, where they end on the host: many large ones need not fit there together.
-                    results += (finished.cpu() if output_type in ("pil", "np") else finished).chunk(len(finished))
+            rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
+            own = arguments.part(generator, first, last)
+            made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
+            model = self.denoiser(
+                made.hint,
+                arguments.rows(context, first, last),
+                None if negative is None else arguments.rows(negative, first, last),
+                guidance_scale,
+                conditioning_scale=conditioning,
+                tile=tiles.solve,
+            )
+            drawn = own if noise is None else arguments.part(noise, first, last)
+            x0 = self._solve(model, made.x_hat0, steps, order, callback, noise=drawn, **solver)
+            if output_type == "latent":
+                results += x0.chunk(len(x0))
+            else:
+                finished = self.finish(x0, made.reference, color_fix, tile=tiles.decode)
+                # Off the device at once, where they end on the host: many large ones need not fit there together.
+                results += (finished.cpu() if output_type in ("pil", "np") else finished).chunk(len(finished))
         self.maybe_free_model_hooks()
-        images_out = _output(results, pictures, output_type)
+        images_out = arguments.output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
 
     def _embedded(self, name: str, prompt: str | Sequence[str], embeds: Tensor | None, count: int) -> Tensor:
-        """(1 or count, tokens, width) of one prompt, or one a picture, or as given. Errors: ValueError, TypeError."""
+        """The embeddings (1 or count, tokens, width) of one prompt, or of one a picture, or those that the user has."""
         if embeds is None:
             asked: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
             return torch.cat([self.encode_prompt(one, name) for one in asked])
@@ -324,7 +536,7 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
         if not isinstance(embeds, Tensor) or embeds.ndim != 3 or embeds.shape[0] not in (1, count) or embeds.shape[2] != width:
             what = f"shape {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__
             batch = "1" if count == 1 else f"1 or {count}"
-            raise ValueError(f"{name}_embeds: {what}; a tensor ({batch}, tokens, {width}) is needed")
+            raise Refused(f"{name}_embeds", embeds, f"a tensor ({batch}, tokens, {width}) is needed", what)
         return embeds.to(self._execution_device, self.unet.dtype)
 
     def _solve(
@@ -334,7 +546,7 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
         steps: int,
         order: int | None,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None,
-        **how: Any,
+        **solver: Any,
     ) -> Tensor:
         """`dosde.solve`, with diffusers' callback: it gets the state after a step, which `solve` shows at the next one."""
         before: list[float] = []
@@ -344,8 +556,11 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
                 return
             answer = callback_on_step_end(self, len(before) - 1, self.scheduler.model_time(before[-1]), {"latents": latents})
             if isinstance(answer, dict) and answer.get("latents", latents) is not latents:
-                raise ValueError(
-                    "callback_on_step_end: returned other latents; they cannot be replaced (set pipeline._interrupt to stop)"
+                raise Refused(
+                    "callback_on_step_end",
+                    answer,
+                    "they cannot be replaced (set pipeline._interrupt to stop)",
+                    "returned other latents",
                 )
 
         def each(step: int, t: Tensor, x: Tensor, x_theta: Tensor) -> None:
@@ -358,82 +573,14 @@ class DoSSRPipeline(Stages, DiffusionPipeline):  # type: ignore[misc]
 
         with self._bar(steps, "solve") as bar:
             try:
-                x0 = dosde.solve(model, x_hat0, steps, order, callback=each, **how)
+                x0 = dosde.solve(model, x_hat0, steps, order, callback=each, **solver)
             except _Interrupted as stopped:
                 return stopped.x_theta
         report(x0)
         return x0
-
-    def _check(
-        self,
-        scale: object,
-        color_fix: str,
-        source: object,
-        output_type: str,
-        guidance_scale: object,
-        conditioning: object,
-        callback: object,
-        inputs: Sequence[str] | None,
-    ) -> None:
-        if not isinstance(self.scheduler, DoSDEScheduler):
-            raise TypeError(f"scheduler: {type(self.scheduler).__name__}; a DoSDEScheduler is needed")
-        if not isinstance(scale, Real) or not 0 < float(scale) <= 64:
-            raise ValueError(f"scale: {scale!r}; a number above 0, up to 64, is needed")
-        if not isinstance(color_fix, str) or color_fix not in colour.COLOUR_FIXES:
-            raise ValueError(f"color_fix: {color_fix!r}; one of {', '.join(colour.COLOUR_FIXES)} is needed")
-        if isinstance(source, Tensor) and not (source.is_floating_point() and source.isfinite().all()):
-            raise ValueError(f"source: {str(source.dtype)[6:]}, or NaN or infinity in it; finite floating noise is needed")
-        if not isinstance(source, Tensor) and not (isinstance(source, str) and source in ("mode", "sample")):
-            said = repr(source) if isinstance(source, str) else type(source).__name__
-            raise ValueError(f"source: {said}; 'mode', 'sample', or noise in the shape of x_hat0, is needed")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type: {output_type!r}; one of pil, np, pt, latent is needed")
-        if not isinstance(guidance_scale, Real) or not -1e6 < float(guidance_scale) < 1e6:
-            raise ValueError(f"guidance_scale: {guidance_scale!r}; a number is needed, 1 for none")
-        if not isinstance(conditioning, Real) or not -1e6 < float(conditioning) < 1e6:
-            raise ValueError(f"controlnet_conditioning_scale: {conditioning!r}; a number is needed")
-        if inputs is not None and list(inputs) not in ([], ["latents"]):
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {inputs!r}; ['latents'] is needed, there is no other")
-        if callback is not None and not callable(callback):
-            raise TypeError(f"callback_on_step_end: {callback!r}; a function is needed")
 
 
 class _Interrupted(Exception):
     def __init__(self, x_theta: Tensor) -> None:
         super().__init__()
         self.x_theta = x_theta
-
-
-def _of(context: Tensor, first: int, last: int) -> Tensor:
-    """The part of some pictures, where there is one a picture."""
-    return context if len(context) == 1 else context[first:last]
-
-
-def _runs(sizes: Sequence[Any]) -> list[tuple[int, int]]:
-    """First and last + 1 of each run of equal sizes."""
-    starts = [i for i, size in enumerate(sizes) if i == 0 or size != sizes[i - 1]]
-    return list(zip(starts, [*starts[1:], len(sizes)], strict=True))
-
-
-def _pictures(image: Any) -> list[images.Picture]:
-    """One picture an element. Errors: TypeError, ValueError."""
-    if isinstance(image, list | tuple):
-        if not image:
-            raise ValueError("image: an empty list; at least one picture is needed")
-        return [picture for one in image for picture in _pictures(one)]
-    if isinstance(image, Tensor | np.ndarray):
-        return images.of_array(image)
-    from PIL.Image import Image
-
-    if isinstance(image, Image):
-        return [images.of_pil(image)]
-    raise TypeError(f"image: {type(image).__name__}; a PIL image, an array, a tensor, or a list of them, is needed")
-
-
-def _output(results: list[Tensor], pictures: list[images.Picture], output_type: str) -> Any:
-    if output_type == "pil":
-        return [images.to_pil(result.cpu(), picture) for result, picture in zip(results, pictures, strict=True)]
-    if output_type == "np":
-        arrays = [result.permute(0, 2, 3, 1).cpu().numpy() for result in results]
-        return np.concatenate(arrays) if len({a.shape for a in arrays}) == 1 else [a[0] for a in arrays]
-    return torch.cat(results) if len({r.shape for r in results}) == 1 else [r[0] for r in results]

@@ -19,6 +19,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from backbones import weights
+from dosde.check import Refused
 
 # Names of ESRGAN and BSRGAN -> those of Real-ESRGAN.
 _OLDER = (
@@ -32,8 +33,18 @@ _OLDER = (
 class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
     """(batch, in_channels, h, w) -> (batch, out_channels, scale h, scale w), pictures in [0, 1], unclamped.
 
-    scale: 4, or 2 and 1, which fold 2x2 and 4x4 pixels into the channels first. Sides that do not fold are padded with their
-    last pixel and the result cropped. Errors: ValueError for another scale, a size below 1, a picture of another shape.
+    Sides that do not fold are padded with their last pixel, and the result is cropped.
+
+    Args:
+        in_channels: channels of the picture.
+        out_channels: channels of the result.
+        num_feat: features of the body.
+        num_block: blocks of the body.
+        num_grow_ch: features that each convolution of a dense block adds.
+        scale: 4; or 2 and 1, which fold 2x2 and 4x4 pixels into the channels first.
+
+    Raises:
+        Refused: another scale, a size below 1, a picture of another shape.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -48,7 +59,7 @@ class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has n
     ) -> None:
         super().__init__()
         if scale not in (1, 2, 4):
-            raise ValueError(f"scale: {scale}; 1, 2 or 4 is needed")
+            raise Refused("scale", scale, "1, 2 or 4 is needed")
         for name, size in {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -57,7 +68,7 @@ class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has n
             "num_grow_ch": num_grow_ch,
         }.items():
             if size < 1:
-                raise ValueError(f"{name}: {size}; at least 1 is needed")
+                raise Refused(name, size, "at least 1 is needed")
         self.in_channels, self.fold = in_channels, 4 // scale
         self.conv_first = _conv(in_channels * self.fold**2, num_feat)
         self.body = nn.Sequential(*(_Block(num_feat, num_grow_ch) for _ in range(num_block)))
@@ -68,9 +79,11 @@ class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has n
         self.conv_last = _conv(num_feat, out_channels)
 
     def forward(self, picture: Tensor) -> Tensor:
-        """The picture, enlarged: see the class."""
+        """The picture, enlarged."""
         if picture.ndim != 4 or picture.shape[1] != self.in_channels or picture.numel() == 0:
-            raise ValueError(f"picture: shape {tuple(picture.shape)}; (batch, {self.in_channels}, height, width) is needed")
+            raise Refused(
+                "picture", picture, f"(batch, {self.in_channels}, height, width) is needed", f"shape {tuple(picture.shape)}"
+            )
         h, w = picture.shape[-2:]
         if self.fold > 1:
             picture = F.pad(picture, (0, -w % self.fold, 0, -h % self.fold), mode="replicate")
@@ -128,17 +141,19 @@ def _leaky(x: Tensor) -> Tensor:
 def config_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """The arguments of `RRDBNet` whose tensors, by Real-ESRGAN's names, have these shapes.
 
-    A first convolution of 4 or 16 times the channels of the last one is read as scale 2 or 1. Errors: ValueError naming the
-    tensor that is missing or has no convolution's shape.
+    A first convolution with 4 or 16 times the channels of the last one is read as scale 2 or 1.
+
+    Raises:
+        Refused: a tensor is missing or has no convolution's shape; the error names it.
     """
 
     def sides(name: str) -> tuple[int, int]:
         """Output and input channels."""
         if name not in shapes:
-            raise ValueError(f"{name}: missing; the weights of an RRDBNet are needed")
+            raise Refused(name, None, "the weights of an RRDBNet are needed", "missing")
         shape = tuple(shapes[name])
         if len(shape) != 4 or shape[2:] != (3, 3) or 0 in shape:
-            raise ValueError(f"{name}: shape {shape}; (outputs, inputs, 3, 3) is needed")
+            raise Refused(name, shape, "(outputs, inputs, 3, 3) is needed", f"shape {shape}")
         return shape[0], shape[1]
 
     features, inputs = sides("conv_first.weight")
@@ -157,26 +172,27 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
 
 
 def from_state_dict(tensors: Mapping[str, Any]) -> RRDBNet:
-    """The network of these tensors, copied to float32, in evaluation mode; sizes from the shapes, names old or new.
+    """The network with these tensors, copied to float32, in evaluation mode. Names may be old or new.
 
-    Errors: ValueError naming the tensor that is missing, unexpected, of the wrong shape, or no tensor of floats.
+    Raises:
+        Refused: a tensor is missing, unexpected, of the wrong shape, or no tensor of floats; the error names it.
     """
     tensors = {_current(str(name)): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"{name}: {kind}; a tensor of floats is needed")
+            raise Refused(name, tensor, "a tensor of floats is needed", str(kind))
     with torch.device("meta"):
         net = RRDBNet(**config_of({name: tensor.shape for name, tensor in tensors.items()}))
     expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
     for name, shape in expected.items():
         if name not in tensors:
-            raise ValueError(f"{name}: missing; the weights of an RRDBNet are needed")
+            raise Refused(name, None, "the weights of an RRDBNet are needed", "missing")
         if tensors[name].shape != shape:
-            raise ValueError(f"{name}: shape {tuple(tensors[name].shape)}; {tuple(shape)} is needed")
+            raise Refused(name, tensors[name], f"{tuple(shape)} is needed", f"shape {tuple(tensors[name].shape)}")
     for name in tensors:
         if name not in expected:
-            raise ValueError(f"{name}: unexpected; the weights of an RRDBNet alone are needed")
+            raise Refused(name, None, "the weights of an RRDBNet alone are needed", "unexpected")
     net.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, assign=True)
     return net.eval()  # type: ignore[no-any-return]
 
@@ -184,16 +200,18 @@ def from_state_dict(tensors: Mapping[str, Any]) -> RRDBNet:
 def load(path: str | Path) -> RRDBNet:
     """The network in a .safetensors or a .pth file, as `from_state_dict` reads it. Nothing in a file is ever executed.
 
-    Errors: ValueError naming the file where it is broken, holds other things than tensors, or another network.
+    Raises:
+        ValueError: the file is broken, holds other things than tensors, or another network; the error names it.
     """
     tensors = weights.read(path)
     try:
         return from_state_dict(tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except Refused as error:
+        raise Refused(f"{path}", error.value, error.needed, f"{error.argument}: {error.shown}") from None
 
 
 def _current(name: str) -> str:
+    """Real-ESRGAN's name of a tensor."""
     for older, current in _OLDER:
         name = re.sub(older, current, name)
     return name

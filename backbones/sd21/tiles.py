@@ -1,4 +1,4 @@
-"""How large the tiles of each stage may be: as large as memory permits, and as the networks are good for.
+"""How large the tiles of each stage may be: as large as memory permits, up to the size up to which the networks are good.
 
 A stage needs, beside the weights, bytes in proportion to the pixels of its tile, the width C of its network and the bytes s of
 a number. Measured on the CPU at full size, memory kept as for a whole picture (benchmarks/pipeline_memory.py):
@@ -19,6 +19,8 @@ from numbers import Integral, Real
 from pathlib import Path
 
 import torch
+
+from dosde.check import Refused
 
 _CGROUP = Path("/sys/fs/cgroup")
 _BUFFERS = 5  # pictures of the size of the output, float32
@@ -47,16 +49,25 @@ def tiles(
     grows: int,
     device: torch.device,
 ) -> Tiles:
-    """The tiles for pictures of a shape (batch, channels, height, width). max_memory: bytes, beside the weights.
+    """The tiles of each stage.
 
-    costs: bytes a pixel of the output of each stage. multiple: of which the sides are. grows: the preprocessor's own factor.
-    device: where memory must be free, if max_memory is None.
-    Errors: ValueError for a tile, or a memory, that is too small.
+    Args:
+        shape: the shape of the pictures, (batch, channels, height, width).
+        scale: how many times as large the output is.
+        tile: "auto", a side in pixels of the output, or None for the picture whole.
+        max_memory: bytes for "auto", beside the weights. Default: 80% of what is free on the device.
+        costs: bytes a pixel of the output of each stage.
+        multiple: sides of the output are multiples of it.
+        grows: the factor of the preprocessor.
+        device: where memory must be free, if max_memory is None.
+
+    Raises:
+        Refused: the tile, or the memory, is too small.
     """
     check_tile(multiple, tile)
     given: object = max_memory
     if given is not None and not (isinstance(given, Real) and 0 < float(given) < inf):
-        raise ValueError(f"max_memory: {max_memory!r}; a number of bytes above 0, or None, is needed")
+        raise Refused("max_memory", max_memory, "a number of bytes above 0, or None, is needed")
     if tile is None:
         return Tiles()
     if not isinstance(tile, str):
@@ -75,9 +86,11 @@ def tiles(
         side = min(least, max(whole))
         if most < side:
             need = _BUFFERS * 12 * batch * pixels + batch * bytes_a_pixel * side**2
-            raise ValueError(
-                f"max_memory: {budget / 2**30:.2g} GiB; {need / 2**30:.2g} GiB are needed for {batch} x {out[1]} x {out[0]} "
-                f"pixels, even in tiles of {side}"
+            raise Refused(
+                "max_memory",
+                max_memory,
+                f"{need / 2**30:.2g} GiB are needed for {batch} x {out[1]} x {out[0]} pixels, even in tiles of {side}",
+                f"{budget / 2**30:.2g} GiB",
             )
         fits = batch * bytes_a_pixel * whole[0] * whole[1] <= left and max(whole) <= _MOST[stage]
         found[stage] = None if fits else most
@@ -85,11 +98,11 @@ def tiles(
 
 
 def check_tile(multiple: int, tile: object) -> None:
-    """Errors: ValueError unless it is "auto", None, or a side that the networks can take."""
+    """Refused unless a tile is "auto", None, or a side that the networks can take."""
     least = 2 * multiple
     if tile is None or tile == "auto" or (not isinstance(tile, bool) and isinstance(tile, Integral) and int(tile) >= least):
         return
-    raise ValueError(f"tile: {tile!r}; 'auto', None, or a side of at least {least} pixels of the output is needed")
+    raise Refused("tile", tile, f"'auto', None, or a side of at least {least} pixels of the output is needed")
 
 
 def free(device: torch.device) -> float:

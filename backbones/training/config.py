@@ -24,6 +24,7 @@ import dosde
 from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
 from backbones.pictures.degradation import Degradation as DegradationParameters
 from dosde import objective, presets, schedule, shift
+from dosde.check import Refused
 from dosde.prediction import TRAINED, Predicts
 
 from .data import Bundled, Folder, Mixed, Procedural, Samples, Source
@@ -55,9 +56,9 @@ class SourceOfPictures:
 
     kind: str = _choice(dataclasses.MISSING, "folder", "bundled", "procedural")
     path: str = ""
-    """Of a folder."""
+    """The folder, for kind = folder."""
     names: tuple[str, ...] = ()
-    """Of bundled: which pictures; default: all."""
+    """Some pictures, for kind = bundled; default: all."""
     weight: float = _above(1.0)
     """Share of the samples, relative to other sources."""
     small: str = _choice("refuse", "refuse", "skip")
@@ -83,7 +84,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Process:
-    """[process]: what is diffused how; of `sd21`, its pipeline has it."""
+    """[process]: the process; the task `sd21` takes that of its pipeline."""
 
     kind: str = _choice("vp", "vp", "dossr", "resshift", "flow")
     """vp: `schedule` and `shift`. dossr, resshift: as released (`dosde.presets`). flow: `dosde.process.flow`."""
@@ -91,11 +92,11 @@ class Process:
     shift: str = _choice("cosine", "cosine", "linear", "none")
     """none: plain diffusion, without the source."""
     t1: float = _key(0.5, "a number above 0, up to 1", lambda v: 0 < v <= 1)
-    """Of vp and dossr."""
+    """For vp and dossr: the time from which the source alone is left."""
     T: int = _key(15, "15 or 4", lambda v: v in (15, 4))
-    """Of resshift."""
+    """For resshift: steps of its chain."""
     kappa: float = _key(0.0, "a number of at least 0", lambda v: 0 <= v < math.inf)
-    """Of flow."""
+    """For flow: std of the noise at t = 1, a factor."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Model:
-    """[model], of the task embedded."""
+    """[model], for the task embedded."""
 
     network: str = _key("backbones.embedded:Network", '"package.module:name"', lambda v: v.count(":") == 1)
     """What makes the network, forward(x, x_hat0, t)."""
@@ -132,7 +133,7 @@ class Model:
 
 @dataclass(frozen=True)
 class SD21:
-    """[sd21], of the task sd21: DoSSR's fine-tuning, of the ControlNet alone."""
+    """[sd21], for the task sd21: DoSSR's fine-tuning, of the ControlNet alone."""
 
     weights: str = ""
     """The folder to start from, of `dosde convert`."""
@@ -190,11 +191,11 @@ class Validation:
     crop: int = _count(128)
     """Side of the square in their middle."""
     steps: tuple[int, ...] = _key((1, 5), "whole numbers of at least 1", lambda v: v and min(v) >= 1)
-    """Of the solves; each is measured."""
+    """Steps of the solves; each number is measured."""
     order: int = _key(3, "1, 2 or 3", lambda v: 1 <= v <= 3)
     method: str = _choice("dos", "dos", "few_step")
     scale: float = _above(0.1)
-    """Of few_step."""
+    """For few_step: std of x0 given x_hat0."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Config:
     task: str = _choice(dataclasses.MISSING, "embedded", "sd21")
     out: str = _key(dataclasses.MISSING, "the name of a folder", lambda v: v and "\0" not in v)
     steps: int = _count(dataclasses.MISSING)
-    """Of the optimizer."""
+    """Steps of the optimizer."""
     batch: int = _count(8)
     """Samples a step, on all processes together."""
     accumulate: int = _count(1)
@@ -223,96 +224,112 @@ class Config:
     validation: Validation = Validation()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
-        plain: dict[str, Any] = dataclasses.asdict(self)
-        return plain
+        """The tables as dictionaries."""
+        values: dict[str, Any] = dataclasses.asdict(self)
+        return values
+
+    def plain(self) -> dict[str, Any]:
+        """The config as a checkpoint holds it: what JSON makes of `as_dict`, with lists for tuples."""
+        values: dict[str, Any] = json.loads(json.dumps(self.as_dict()))
+        return values
 
 
 # -- Reading ------------------------------------------------------------------------------------------------------------------
 
 
 def load(path: str | Path) -> Config:
-    """Errors: ValueError, one line."""
+    """The config in a TOML file.
+
+    Raises:
+        Refused: the file cannot be read, or something in it is wrong.
+    """
     path = Path(path)
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path}; a TOML file is needed ({getattr(error, 'strerror', None) or error})") from None
+        raise Refused("config", path, f"a TOML file is needed ({getattr(error, 'strerror', None) or error})") from None
     try:
         return parse(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"config: {path} is not TOML ({error})") from None
+        raise Refused("config", path, "a TOML file is needed", f"{path} is not TOML ({error})") from None
 
 
 def parse(content: Mapping[str, Any]) -> Config:
-    """Errors: ValueError, one line."""
+    """The config with this content.
+
+    Args:
+        content: the keys and tables, as `tomllib` reads them.
+
+    Raises:
+        Refused: a key is unknown, missing, or has a value that is not legal.
+    """
     config = _made(Config, content, "")
     assert isinstance(config, Config)
     other = {"embedded": ("sd21",), "sd21": ("model", "process")}[config.task]
     for name in other:
         if name in content:
-            raise ValueError(f"{name}: not of the task {config.task}; leave the table [{name}] out, or change the task")
+            raise Refused(
+                name, config.task, f"leave the table [{name}] out, or change the task", f"not of the task {config.task}"
+            )
     if config.task == "sd21" and not config.sd21.weights:
-        raise ValueError("sd21.weights: ''; a folder written by `dosde convert` is needed")
+        raise Refused("sd21.weights", "", "a folder written by `dosde convert` is needed")
     _check(config)
     return config
 
 
 def _check(config: Config) -> None:
-    """What keys ask of each other."""
+    """Refused where keys do not suit each other."""
     data, wanted = config.data, config.objective
     if data.crop % data.scale:
-        raise ValueError(f"data.crop: {data.crop}; a multiple of data.scale, {data.scale}, is needed")
+        raise Refused("data.crop", data.crop, f"a multiple of data.scale, {data.scale}, is needed")
     if not data.sources:
-        raise ValueError("data.sources: []; at least one source is needed")
+        raise Refused("data.sources", [], "at least one source is needed")
     for i, source in enumerate(data.sources):
         if (source.kind == "folder") != bool(source.path):
             legal = "the name of a folder" if source.kind == "folder" else "nothing, which only kind = 'folder' has,"
-            raise ValueError(f"data.sources[{i}].path: {source.path!r}; {legal} is needed")
+            raise Refused(f"data.sources[{i}].path", source.path, f"{legal} is needed")
         if source.names and source.kind != "bundled":
-            raise ValueError(
-                f"data.sources[{i}].names: {list(source.names)!r}; nothing, which only kind = 'bundled' has, is needed"
-            )
+            raise Refused(f"data.sources[{i}].names", list(source.names), "nothing, which only kind = 'bundled' has, is needed")
     if config.batch % config.accumulate:
-        raise ValueError(f"accumulate: {config.accumulate}; a divisor of batch, {config.batch}, is needed")
+        raise Refused("accumulate", config.accumulate, f"a divisor of batch, {config.batch}, is needed")
     if config.optimizer.warmup > config.steps:
-        raise ValueError(f"optimizer.warmup: {config.optimizer.warmup}; at most steps, {config.steps}, is needed")
+        raise Refused("optimizer.warmup", config.optimizer.warmup, f"at most steps, {config.steps}, is needed")
     if 0 < wanted.t_max <= wanted.t_min:
-        raise ValueError(f"objective.t_max: {wanted.t_max}; a number above t_min, {wanted.t_min}, is needed")
+        raise Refused("objective.t_max", wanted.t_max, f"a number above t_min, {wanted.t_min}, is needed")
     if wanted.weight == "bound" and wanted.times != "table":
-        raise ValueError(f"objective.weight: 'bound'; needs times = 'table', and it is {wanted.times!r}")
+        raise Refused("objective.weight", "bound", f"needs times = 'table', and it is {wanted.times!r}")
     if config.validation.crop % data.scale:
-        raise ValueError(f"validation.crop: {config.validation.crop}; a multiple of data.scale, {data.scale}, is needed")
+        raise Refused("validation.crop", config.validation.crop, f"a multiple of data.scale, {data.scale}, is needed")
     if config.task == "embedded":
         process = made_process(config.process)
         if process.noise_free and wanted.predicts not in ("x0", "flow"):
-            raise ValueError(f"objective.predicts: {wanted.predicts!r}; x0 or flow is needed on a process without noise")
+            raise Refused("objective.predicts", wanted.predicts, "x0 or flow is needed on a process without noise")
         Times(process, wanted)
         if config.validation.every and process.noise_free:
-            raise ValueError(
-                "process.kappa: 0; validation solves need a process with noise, so kappa > 0 or validation.every = 0"
+            raise Refused(
+                "process.kappa", 0, "validation solves need a process with noise, so kappa > 0 or validation.every = 0"
             )
 
 
 def _made(kind: type, content: object, place: str) -> object:
-    """A dataclass of a table."""
+    """The dataclass `kind` from a table at some place of the config."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{place}: {content!r}; a table is needed")
+        raise Refused(place, content, "a table is needed")
     prefix = f"{place}." if place else ""
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for name in content:
         if name not in fields:
-            raise ValueError(f"{prefix}{name}: {content[name]!r}; no such key, {place or 'a config'} has {', '.join(fields)}")
+            raise Refused(prefix + name, content[name], f"no such key, {place or 'a config'} has {', '.join(fields)}")
     values = {}
     for name, one in fields.items():
         if name in content:
             value = _typed(hints[name], content[name], prefix + name)
             if one.metadata and not one.metadata["check"](value):
-                raise ValueError(f"{prefix}{name}: {content[name]!r}; {one.metadata['legal']} is needed")
+                raise Refused(prefix + name, content[name], f"{one.metadata['legal']} is needed")
             values[name] = value
         elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{prefix}{name}: missing; {one.metadata['legal']} is needed")
+            raise Refused(prefix + name, None, f"{one.metadata['legal']} is needed", "missing")
     return kind(**values)
 
 
@@ -320,28 +337,37 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 def _typed(hint: Any, value: Any, place: str) -> Any:
+    """A value of a config as the type of its key."""
     if dataclasses.is_dataclass(hint):
         return _made(typing.cast(type, hint), value, place)
     origin = typing.get_origin(hint) or hint
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{place}: {value!r}; a list is needed")
+            raise Refused(place, value, "a list is needed")
         return tuple(_typed(get_args(hint)[0], one, f"{place}[{i}]") for i, one in enumerate(value))
     right = isinstance(value, origin) or (origin is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and origin is not bool):
-        raise ValueError(f"{place}: {value!r}; {_WORDS[origin]} is needed")
+        raise Refused(place, value, f"{_WORDS[origin]} is needed")
     if origin is dict:
         try:
             json.dumps(value)
         except TypeError:
-            raise ValueError(f"{place}: {value!r}; numbers, texts, true, false, lists and tables of them are needed") from None
+            raise Refused(place, value, "numbers, texts, true, false, lists and tables of them are needed") from None
     return float(value) if origin is float else value
+
+
+def within(place: str, error: ValueError) -> ValueError:
+    """An error about something that a key of the config names, under that key; a `Refused` stays one."""
+    if isinstance(error, Refused):
+        return Refused(place, error.value, error.needed, f"{error.argument}: {error.shown}")
+    return ValueError(f"{place}: {error}")
 
 
 # -- What a config names ------------------------------------------------------------------------------------------------------
 
 
 def made_process(config: Process) -> dosde.Process:
+    """The process of a table [process]."""
     if config.kind == "dossr":
         return presets.dossr(t1=config.t1)[0]
     if config.kind == "resshift":
@@ -358,11 +384,16 @@ def made_process(config: Process) -> dosde.Process:
 
 
 def made_degradation(config: Data) -> DegradationParameters:
+    """The degradation of a table [data], to 1/scale."""
     return dataclasses.replace({"bicubic": BICUBIC, "real-esrgan": REAL_ESRGAN}[config.degradation], scale=config.scale)
 
 
 def made_samples(config: Data, seed: int) -> Samples:
-    """Errors: ValueError that names the source."""
+    """The data set of a table [data].
+
+    Raises:
+        Refused: a source has no pictures, or pictures that are too small; the error names it.
+    """
     parts: list[tuple[Source, float]] = []
     for i, one in enumerate(config.sources):
         try:
@@ -374,23 +405,31 @@ def made_samples(config: Data, seed: int) -> Samples:
             else:
                 source = Procedural(config.crop, config.length)
         except ValueError as error:
-            raise ValueError(f"data.sources[{i}]: {error}") from None
+            raise within(f"data.sources[{i}]", error) from None
         parts.append((source, one.weight))
     return Samples(Mixed(parts, config.length), made_degradation(config), seed)
 
 
 class Times:
-    """Uniform numbers in [0, 1) -> times of training, float64. Errors: ValueError where there are none."""
+    """Uniform numbers in [0, 1) -> times of training, float64.
+
+    Args:
+        process: the process, which has t1 and, for the weight "bound", the law of each time.
+        config: the table [objective].
+
+    Raises:
+        Refused: there are no such times, or the weight "bound" has no value at one of them.
+    """
 
     def __init__(self, process: dosde.Process, config: Objective) -> None:
         low, high = config.t_min, config.t_max or process.t1
         if not low < high:
-            raise ValueError(f"objective.t_min: {low}; a time below {high:g} is needed")
+            raise Refused("objective.t_min", low, f"a time below {high:g} is needed")
         if config.times == "table":
             every = torch.arange(1, config.table + 1, dtype=torch.float64) / config.table
             self.nodes = every[(every >= low - 1e-12) & (every <= high + 1e-12)]
             if not len(self.nodes):
-                raise ValueError(f"objective.table: {config.table}; none of its times lies in [{low:g}, {high:g}]")
+                raise Refused("objective.table", config.table, f"none of its times lies in [{low:g}, {high:g}]")
         else:
             self.nodes = torch.tensor([low, high], dtype=torch.float64)
         self.discrete = config.times == "table"
@@ -400,7 +439,7 @@ class Times:
             try:
                 self.weights = objective.bound_weights(typing.cast(Predicts, config.predicts), process, times).flip(0)
             except ValueError as error:
-                raise ValueError(f"objective.weight: 'bound'; {' '.join(str(error).split())}") from None
+                raise Refused("objective.weight", "bound", " ".join(str(error).split())) from None
 
     def __call__(self, part: Tensor) -> Tensor:
         if self.discrete:
@@ -410,7 +449,14 @@ class Times:
 
 
 def weights(process: dosde.Process, config: Objective, times: Times, t: Tensor) -> Tensor:
-    """w of `dosde.objective.loss`, one a sample."""
+    """The weight w of `dosde.objective.loss` of each sample.
+
+    Args:
+        process: the process.
+        config: the table [objective].
+        times: the times of training.
+        t: times, of shape (batch,).
+    """
     if config.weight == "u":
         return process(t).u.clamp(max=config.weight_max)
     if config.weight == "plain":
@@ -420,8 +466,17 @@ def weights(process: dosde.Process, config: Objective, times: Times, t: Tensor) 
     return torch.ones_like(t)
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any], free: tuple[str, ...], place: str = "") -> str | None:
-    """The first key, but those that are free, in which two configs differ: "key: its value, the other one"."""
+def difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], free: tuple[str, ...], place: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first key in which two configs differ, with the values in both.
+
+    Args:
+        one: a config, of `Config.plain`.
+        other: another config.
+        free: keys that may differ.
+        place: the table of the keys, with its dot.
+    """
     for name in {**one, **other}:
         key = place + name
         if key in free:
@@ -429,8 +484,8 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], free: tuple[str
         a, b = one.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             inside = difference(a, b, free, f"{key}.")
-            if inside:
+            if inside is not None:
                 return inside
         elif a != b:
-            return f"{key}: {a!r}; {b!r}"
+            return key, a, b
     return None

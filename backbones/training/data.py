@@ -1,6 +1,6 @@
 """Pictures to train on, square and in colour, each a function of (seed, epoch, index) whatever the number of workers.
 
-A source knows how to make the picture of an index from a generator: `Folder`, `Bundled`, `Procedural`, or `Mixed` of them.
+A source makes the picture with a number from a generator: `Folder`, `Bundled`, `Procedural`, or `Mixed` of them.
 `Samples` is the data set of a source for torch's DataLoader, with the low-resolution picture where a degradation is given, and
 `Order` the endless, resumable order in which to draw from it:
 
@@ -22,13 +22,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from backbones.pictures import io as images
 from backbones.pictures import procedural
 from backbones.pictures.degradation import Degradation, apply, sample
+from backbones.pictures.resize import bicubic
+from dosde.check import Refused
 
 TRAINED = {
     "skimage": (
@@ -76,9 +77,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Samples(Dataset[dict[str, Tensor]]):
-    """dict(hr=(3, crop, crop), lr=(3, crop/scale, crop/scale)) of an index, in epoch 0, or of (epoch, index).
+    """A data set of dict(hr=(3, crop, crop), lr=(3, crop/scale, crop/scale)), by (epoch, index), or by an index in epoch 0.
 
-    Without a degradation: hr alone. Errors: ValueError for a crop that the scale does not divide.
+    Args:
+        source: makes the pictures.
+        degradation: makes lr from hr; None: there is hr alone.
+        seed: the seed of crops and degradations.
+
+    Raises:
+        Refused: the scale of the degradation does not divide the crop.
     """
 
     source: Source
@@ -87,7 +94,7 @@ class Samples(Dataset[dict[str, Tensor]]):
 
     def __post_init__(self) -> None:
         if self.degradation is not None and self.source.crop % self.degradation.scale:
-            raise ValueError(f"crop: {self.source.crop}; a multiple of the scale {self.degradation.scale} is needed")
+            raise Refused("crop", self.source.crop, f"a multiple of the scale {self.degradation.scale} is needed")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -105,7 +112,14 @@ class Samples(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class Order(Sampler[tuple[int, int]]):
-    """(epoch, index) from sample number `start` on, forever or to `stop`; each epoch in its own order, by (seed, epoch)."""
+    """(epoch, index) of the samples, epoch after epoch, each in an order of its own that follows from (seed, epoch).
+
+    Args:
+        length: the samples of an epoch.
+        seed: the seed of the orders.
+        start: the number of the first sample, counted through all epochs.
+        stop: the number after the last one; None: there is no end.
+    """
 
     length: int
     seed: int = 0
@@ -130,38 +144,48 @@ class Order(Sampler[tuple[int, int]]):
 class Folder:
     """Pictures of a folder and the folders in it, in full resolution, cropped, mirrored and turned at random.
 
-    Grey becomes colour; alpha is dropped. A picture that cannot be read is named in a warning and another one taken instead.
-    small: whether pictures smaller than the crop are an error ("refuse") or left out and counted in `skipped` ("skip").
-    shrink: see `cropped`. Errors: ValueError for no folder, no picture, small pictures.
+    Grey becomes colour; alpha is dropped. A picture that cannot be read is named in a warning, and another one takes its place.
+
+    Args:
+        path: the folder.
+        crop: side of the squares.
+        small: "refuse": pictures smaller than the crop are an error; "skip": they are left out, and counted in `skipped`.
+        shrink: see `cropped`.
+
+    Raises:
+        Refused: there is no such folder, no picture in it, or pictures are too small.
     """
 
     def __init__(self, path: Path | str, crop: int, small: str = "refuse", shrink: float = 1.0) -> None:
         if small not in ("refuse", "skip"):
-            raise ValueError(f"small: {small!r}; 'refuse' or 'skip'")
+            raise Refused("small", small, "'refuse' or 'skip' is needed")
         self.crop, self.shrink = _positive("crop", crop), _shrink(shrink)
         root = Path(path)
         found = sorted(p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
         if not found:
-            raise ValueError(f"folder: {root}; {'it holds no pictures' if root.is_dir() else 'there is no such folder'}")
+            raise Refused("folder", root, "it holds no pictures" if root.is_dir() else "there is no such folder")
         sizes = {p: size for p in found if (size := _size(p)) is not None}
         too_small = [p for p, size in sizes.items() if min(size) < crop]
         if too_small and small == "refuse":
             named = ", ".join(f"{p.relative_to(root)} ({sizes[p][0]}x{sizes[p][1]})" for p in too_small[:5])
             more = ", ..." if len(too_small) > 5 else ""
-            raise ValueError(
-                f"folder: {len(too_small)} of {len(found)} pictures are smaller than the crop {crop}: {named}{more}"
-            )
+            shown = f"{len(too_small)} of {len(found)} pictures are smaller than the crop {crop}: {named}{more}"
+            raise Refused("folder", root, "larger pictures, or small = 'skip', are needed", shown)
         self.skipped = len(too_small)
         self.paths = [p for p, size in sizes.items() if min(size) >= crop]
         if not self.paths:
-            raise ValueError(f"folder: {root}; none of {len(found)} pictures can be read and is as large as the crop {crop}")
+            raise Refused("folder", root, f"none of {len(found)} pictures can be read and is as large as the crop {crop}")
         self._broken: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
-        """Errors: ValueError where no picture can be read."""
+        """A crop of the picture with this number, or of another one where it cannot be read.
+
+        Raises:
+            Refused: no picture of the folder can be read.
+        """
         first = self._read(self.paths[index])
         if first is not None:
             return cropped(first, self.crop, generator, self.shrink)
@@ -169,7 +193,8 @@ class Folder:
             colour = self._read(self.paths[other])
             if colour is not None:
                 return cropped(colour, self.crop, generator, self.shrink)
-        raise ValueError(f"folder: none of {len(self.paths)} pictures can be read, {self.paths[index]} among them")
+        shown = f"none of {len(self.paths)} pictures can be read, {self.paths[index]} among them"
+        raise Refused("folder", self.paths[index], "pictures that can be read are needed", shown)
 
     def _read(self, path: Path) -> Tensor | None:
         if path in self._broken:
@@ -190,8 +215,16 @@ class Folder:
 class Bundled:
     """scikit-image's pictures and, where it is installed, scikit-learn's `flower`, cropped, mirrored and turned at random.
 
-    They are `TRAINED`, or `names` of them, without those smaller than the crop. An epoch has `repeat` crops of each.
-    shrink: see `cropped`. Errors: ValueError for a name that is none of them, and where none is left.
+    They are the pictures of `TRAINED` that are at least as large as the crop.
+
+    Args:
+        crop: side of the squares.
+        repeat: crops of each picture in an epoch.
+        shrink: see `cropped`.
+        names: some of the pictures; default: all.
+
+    Raises:
+        Refused: a name is none of them, or no picture is left.
     """
 
     def __init__(self, crop: int, repeat: int = 1, shrink: float = 1.0, names: Sequence[str] = ()) -> None:
@@ -199,30 +232,36 @@ class Bundled:
         every = [Path(file).stem for files in TRAINED.values() for file in files]
         for name in names:
             if name not in every:
-                raise ValueError(f"names: {name!r}; one of {', '.join(every)}")
+                raise Refused("names", name, f"one of {', '.join(every)}")
         pictures = {
             name: colour
             for name, colour in _bundled(TRAINED).items()
             if min(colour.shape[-2:]) >= crop and (not names or name in names)
         }
         if not pictures:
-            raise ValueError(f"crop: {crop}; no bundled picture is as large (scikit-image, of the extra `images`, brings them)")
+            raise Refused("crop", crop, "no bundled picture is as large (scikit-image, of the extra `images`, brings them)")
         self.names, self._pictures = list(pictures), list(pictures.values())
 
     def __len__(self) -> int:
         return self.repeat * len(self.names)
 
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        """A crop of one of the pictures."""
         return cropped(self._pictures[index % len(self.names)], self.crop, generator, self.shrink)
 
     def whole(self, name: str) -> Tensor:
-        """One of `names`, (3, height, width)."""
+        """The picture with one of the `names`, (3, height, width), uncropped."""
         return self._pictures[self.names.index(name)].float() / 255
 
 
 @dataclass(frozen=True)
 class Procedural:
-    """`procedural.picture`: no data, and no picture twice."""
+    """Pictures of `procedural.picture`: no data, and no picture twice.
+
+    Args:
+        crop: side of the pictures.
+        length: pictures of an epoch.
+    """
 
     crop: int
     length: int = 1000
@@ -235,22 +274,28 @@ class Procedural:
         return self.length
 
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        """A picture, drawn with this generator alone."""
         return procedural.picture(self.crop, generator)
 
 
 class Mixed:
-    """(source, weight) each: every picture is one of a source drawn by the weights, so the index says nothing of which.
+    """Pictures of several sources. Each comes from a source that is drawn by the weights, whatever the index.
 
-    Errors: ValueError for no source, a weight that is not positive, different crops.
+    Args:
+        parts: (source, weight) each.
+        length: pictures of an epoch; default: those of all sources.
+
+    Raises:
+        Refused: there is no source, a weight is not positive, or the crops differ.
     """
 
     def __init__(self, parts: Sequence[tuple[Source, float]], length: int | None = None) -> None:
         weights = np.array([weight for _, weight in parts], float)
         if not len(parts) or not np.isfinite(weights).all() or weights.min() <= 0:
-            raise ValueError(f"weights: {weights.tolist()}; at least one source, and positive weights, are needed")
+            raise Refused("weights", weights.tolist(), "at least one source, and positive weights, are needed")
         crops = {source.crop for source, _ in parts}
         if len(crops) > 1:
-            raise ValueError(f"crop: {sorted(crops)}; one crop for all sources is needed")
+            raise Refused("crop", sorted(crops), "one crop for all sources is needed")
         self.crop = crops.pop()
         self.sources, self.shares = [source for source, _ in parts], weights / weights.sum()
         self.length = sum(map(len, self.sources)) if length is None else _positive("length", length)
@@ -259,6 +304,7 @@ class Mixed:
         return self.length
 
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+        """A picture of one of the sources."""
         source = self.sources[generator.choice(len(self.sources), p=self.shares)]
         return source.picture(int(generator.integers(len(source))), generator)
 
@@ -271,8 +317,12 @@ def held_out() -> dict[str, Tensor]:
 def cropped(colour: Tensor, crop: int, generator: np.random.Generator, shrink: float = 1.0) -> Tensor:
     """A square of (3, height, width), anywhere, in one of its eight positions; float32 in [0, 1], of uint8 too.
 
-    shrink: above 1, the square is larger by a factor drawn from 1 to shrink, evenly in its logarithm (and at most what fits),
-    and is made smaller to its size by antialiased bicubic interpolation.
+    Args:
+        colour: a picture.
+        crop: side of the square.
+        generator: draws everything that is random.
+        shrink: above 1, the square is larger by a factor from 1 to shrink, drawn evenly in its logarithm (and at most what
+            fits), and antialiased bicubic interpolation brings it to its size.
     """
     side = min(*colour.shape[-2:], round(crop * shrink ** generator.random())) if shrink > 1 else crop
     y, x = (int(generator.integers(n - side + 1)) for n in colour.shape[-2:])
@@ -281,12 +331,12 @@ def cropped(colour: Tensor, crop: int, generator: np.random.Generator, shrink: f
     square = square.flip(2) if mirror else square
     square = square.float() / 255 if square.dtype == torch.uint8 else square
     if side > crop:
-        square = F.interpolate(square[None], (crop, crop), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        square = bicubic(square[None], (crop, crop))[0].clamp(0, 1)
     return square.contiguous()
 
 
 def _bundled(names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
-    """uint8 (3, height, width), by name."""
+    """Bundled pictures by name, uint8, (3, height, width)."""
     found = {}
     for package, files in names.items():
         spec = importlib.util.find_spec(package)
@@ -298,7 +348,7 @@ def _bundled(names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """From the header alone; None, with a warning, where there is none."""
+    """Width and height of a picture, from the header alone; None, with a warning, where there is none."""
     import PIL.Image
 
     try:
@@ -316,11 +366,11 @@ def _warn(path: Path, error: Exception) -> None:
 
 def _shrink(value: float) -> float:
     if not 1 <= value < math.inf:
-        raise ValueError(f"shrink: {value}; a number of at least 1 is needed")
+        raise Refused("shrink", value, "a number of at least 1 is needed")
     return value
 
 
 def _positive(name: str, value: int) -> int:
     if value < 1:
-        raise ValueError(f"{name}: {value}; at least 1 is needed")
+        raise Refused(name, value, "at least 1 is needed")
     return value

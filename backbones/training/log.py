@@ -1,8 +1,7 @@
-"""What a run tells: log.jsonl, TensorBoard, pictures of validations, a bar."""
+"""What a run reports: log.jsonl, TensorBoard, pictures of validations, a bar."""
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,13 +10,21 @@ from typing import Any
 
 import torch
 
+from backbones import whole
 from backbones.pictures import io as images
 
 from .validation import Row
 
 
 class Logs:
-    """log.jsonl, TensorBoard where it is installed, validation pictures, and a bar with the loss and the time left."""
+    """log.jsonl, TensorBoard where it is installed, validation pictures, and a bar with the loss and the time left.
+
+    Args:
+        out: the folder of the run.
+        first: the steps that were done before.
+        progress: whether a bar and the results of validations are printed.
+        steps: the steps of the whole run.
+    """
 
     def __init__(self, out: Path, first: int, progress: bool, steps: int) -> None:
         from tqdm import tqdm
@@ -25,14 +32,14 @@ class Logs:
         self.out, self.start, self.first, self.progress = out, time.perf_counter(), first, progress
         path = out / "log.jsonl"
         kept = [line for line in _lines(path) if line["step"] <= first]  # what came after the checkpoint comes again
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(part, path)
+        with whole.file(path) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a", buffering=1)
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=not (progress and sys.stderr.isatty()))
         self.board = _board(out / "tensorboard", first)
 
     def step(self, step: int, loss: float, rate: float, norm: float, write: bool) -> None:
+        """Reports a step of the optimizer: on the bar, and in the log if `write`."""
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         if write:
@@ -42,6 +49,7 @@ class Logs:
             self._write(row, {"train/loss": loss, "train/lr": rate, "train/grad_norm": norm})
 
     def validation(self, step: int, rows: list[Row]) -> None:
+        """Reports a validation after a step: means and single values in the log, and the pictures."""
         for n in dict.fromkeys(row.steps for row in rows):
             own = [row for row in rows if row.steps == n]
             psnr, ssim = (sum(getattr(row, key) for row in own) / len(own) for key in ("psnr", "ssim"))
@@ -71,7 +79,7 @@ class Logs:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole ones of a log."""
+    """The lines of a log that are whole."""
     rows = []
     if path.is_file():
         for line in path.read_text().splitlines():

@@ -1,7 +1,6 @@
 """The loop of `dosde train`, on Hugging Face accelerate.
 
-Everything random in step k is a function of (seed, k, which of its samples): the order of the pictures, crops, degradations,
-times and noise. Neither the number of processes, nor of workers, nor a resume changes it. A step's batch is cut into
+Everything random in step k is a function of (seed, k, number of the sample): see `stream`. A step's batch is cut into
 `accumulate` parts for each process:
 
     loss = mean over the batch of task.losses;    g = its gradient, |g| at most clip
@@ -11,34 +10,24 @@ times and noise. Neither the number of processes, nor of workers, nor a resume c
 import contextlib
 import json
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, default_collate
 
-from backbones.weights import read_safetensors
+from dosde.check import Refused
 
-from .config import Config, Optimizer, difference, made_samples
-from .data import Order
+from .config import Config, Optimizer, made_samples, within
 from .log import Logs
 from .pixels import Embedded
-from .state import Average, check_shapes, every, in_precision, reshard, restore, save, state_of, weights_of_model
-from .task import Batch, Task
-from .validation import validated, validation_pictures
-
-_NOISE = 2  # stream of random numbers; 0 and 1 are those of `data`, 3 is that of `validation`
-FREE = ("out", "log_every", "accumulate", "data.workers", "checkpoint.every", "checkpoint.keep", *(
-    f"validation.{key}" for key in ("every", "pictures", "count", "crop", "steps", "order", "method", "scale")
-))  # fmt: skip
-"""Keys that a resumed run may have otherwise; and steps, where the learning rate is constant."""
+from .run import earlier, prepare
+from .state import Average, check_shapes, in_precision, reshard, restore, save, state_of, weights_of_model
+from .stream import Share, Stream, placed, seed_of
+from .task import Network, Task
+from .validation import Validator, made_validator
 
 
 class Stopped(Exception):
@@ -46,7 +35,11 @@ class Stopped(Exception):
 
 
 def made(config: Config) -> Task:
-    """The task of a config. Errors: ValueError, one line."""
+    """The task of a config.
+
+    Raises:
+        Refused: the config names what the task cannot train.
+    """
     if config.task == "sd21":
         from .sd21 import SD21
 
@@ -61,92 +54,74 @@ def train(
     task: Callable[[Config], Task] = made,
     progress: bool = True,
 ) -> Path:
-    """Trains, and returns where the result is.
+    """Trains, and returns the place of the result.
 
-    start: "new" (an empty folder is needed), "resume" (from the last checkpoint, if there is one), "overwrite".
-    Errors: ValueError before anything starts; `Stopped` or OSError afterwards, the last checkpoint whole.
+    Args:
+        config: the whole config, of `config.load` or `config.parse`.
+        start: "new" (an empty folder is needed), "resume" (from the last checkpoint, if there is one) or "overwrite".
+        task: makes the task of a config.
+        progress: whether a bar and the results of validations are printed.
+
+    Raises:
+        ValueError: something is wrong, and nothing has started (mostly a `dosde.check.Refused`).
+        Stopped: the run has ended early; the last checkpoint is whole.
+        OSError: a file cannot be written; the last checkpoint is whole.
     """
     from accelerate import Accelerator
 
-    out = Path(config.out)
-    plain = json.loads(json.dumps(config.as_dict()))
-    last = _start(out, start)
-    if start == "overwrite":
-        _check_apart(out, {"model.weights": config.model.weights, "sd21.weights": config.sd21.weights})
-    found = None
-    if last is not None:
-        found = read_safetensors(last[1])
-        _check_same(last[1], found[1], plain, config)
+    # The parts. Until `prepare` nothing is written, and what cannot work is refused.
+    out, plain = Path(config.out), config.plain()
+    before = earlier(out, start, config)
     samples = made_samples(config.data, config.seed)
-    pictures = validation_pictures(config)
+    validator = made_validator(config.validation, config.data, config.seed)
     job = task(config)
-    if found is not None:
-        assert last is not None
-        check_shapes(last[1], found[0], job.trainable)
+    if before is not None:
+        check_shapes(before.path, before.tensors, job.trainable)
     accelerator = Accelerator(mixed_precision="no", step_scheduler_with_optimizer=False)  # see in_precision
-    if getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 2) != 2:
-        raise ValueError("fsdp_version: 1; accelerate launch with --fsdp_version 2 is needed")
+    device, main = accelerator.device, accelerator.is_main_process
     rank, world = accelerator.process_index, accelerator.num_processes
-    if config.batch % (world * config.accumulate):
-        raise ValueError(
-            f"batch: {config.batch}; a multiple of processes times accumulate, {world} x {config.accumulate}, is needed"
-        )
-    main = accelerator.is_main_process
-    job.place(accelerator.device)
-    loaded = job.samples(samples, rank, world)
+    _check_processes(accelerator, config.batch, config.accumulate)
+    job.place(device)
+    loaded: Any = job.samples(samples, rank, world)
     accelerator.wait_for_everyone()  # each may have made a part of what all load
     job.trainable.train()
-    own = config.optimizer
-    optimizer: Any = torch.optim.AdamW(
-        job.trainable.parameters(), lr=own.lr, betas=(own.betas[0], own.betas[1]), eps=own.eps, weight_decay=own.weight_decay
-    )
-    model, optimizer = accelerator.prepare(job.trainable, optimizer)
-    network = in_precision(model, config.precision, accelerator.device)
+    optimizer: Any
+    model, optimizer = accelerator.prepare(job.trainable, made_optimizer(job.trainable, config.optimizer))
+    network = in_precision(model, config.precision, device)
     average = Average(model, config.ema.decay, config.ema.warmup)
     stream = Stream(loaded, config.seed, job.noise_shapes)
-    _try_out(job, model, config, stream, pictures, accelerator.device)
+    _try_out(job, network, model, stream, validator, device)
     first = 0
-    if last is not None and found is not None:
-        first = last[0]
-        restore(model, optimizer.optimizer, average, found[0], job.trainable)
-        found = None
+    if before is not None:
+        first = before.step
+        restore(model, optimizer.optimizer, average, before.tensors, job.trainable)
+        before = None  # which holds as much memory as the run
     if main:
-        _prepare(out, start)
+        prepare(out, start)
     accelerator.wait_for_everyone()
-    share = Share(
-        len(loaded),  # type: ignore[arg-type]
-        config.seed,
-        config.batch,
-        config.accumulate,
-        rank,
-        world,
-        first,
-        config.steps,
-    )
-    loader = DataLoader(
-        stream,
-        batch_sampler=share,
-        num_workers=config.data.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    logs = Logs(out, first, main and progress, config.steps) if main else None
-    batches, saved, done = iter(loader), first, first
+    share = Share(len(loaded), config.seed, config.batch, config.accumulate, rank, world, first, config.steps)
+    pinned = device.type == "cuda"
+    batches = iter(DataLoader(stream, batch_sampler=share, num_workers=config.data.workers, pin_memory=pinned))
+    logs = Logs(out, first, progress, config.steps) if main else None
+
+    # The loop.
+    saved = done = first
     try:
         for step in range(first, config.steps):
-            rate = learning_rate(own, step, config.steps)
+            rate = learning_rate(config.optimizer, step, config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             parts = []
             for part in range(config.accumulate):
-                torch.manual_seed(_seed(config.seed, step, part, rank))  # for networks with dropout
-                batch = {name: _placed(name, value, accelerator.device) for name, value in next(batches).items()}
+                torch.manual_seed(seed_of(config.seed, step, part, rank))  # for networks with dropout
+                batch = placed(next(batches), device)
                 final = part == config.accumulate - 1
                 with contextlib.nullcontext() if final else accelerator.no_sync(model):
                     losses = job.losses(network, batch)
                     accelerator.backward(losses.mean() / config.accumulate)
                 parts.append(losses.detach())
             loss = float(accelerator.gather(torch.cat(parts)).double().mean())
-            norm = accelerator.clip_grad_norm_(model.parameters(), own.clip or math.inf)
+            norm: Any = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip or math.inf)
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what, value = ("norm of the gradient", norm) if math.isfinite(loss) else ("loss", loss)
@@ -157,27 +132,31 @@ def train(
             average.update(step)
 
             done = step + 1
+            last = done == config.steps
             if logs is not None:
-                logs.step(done, loss, rate, norm, done % config.log_every == 0 or done == config.steps)
-            if config.validation.every and (done % config.validation.every == 0 or done == config.steps):
+                logs.step(done, loss, rate, norm, last or done % config.log_every == 0)
+            if validator.pictures and (last or done % config.validation.every == 0):
                 with average.in_place():
-                    rows = validated(job, model, config, pictures, accelerator.device)
+                    rows = validator.rows(job, network, model, device)
                 if logs is not None:
                     logs.validation(done, rows)
                 del rows
-            if done % config.checkpoint.every == 0 or done == config.steps:
+            if last or done % config.checkpoint.every == 0:
                 state = state_of(model, optimizer.optimizer, average)
                 if main:
                     save(out, done, state, plain, config.checkpoint.keep)
                 saved = done
                 del state
                 accelerator.wait_for_everyone()
-    except (ValueError, RuntimeError) as error:  # of a solve, the data, the device: the last line says what, of a worker too
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise Stopped(f"after step {done}: {said[-1] if 'Traceback' in str(error) else said[0]}") from error
+    except (ValueError, RuntimeError) as error:  # of a solve, the data, the device
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # A worker's error is its whole traceback, which says in its last line what was wrong.
+        raise Stopped(f"after step {done}: {lines[-1] if 'Traceback' in str(error) else lines[0]}") from error
     finally:
         if logs is not None:
             logs.close()
+
+    # The result: the averaged weights.
     with average.in_place():
         tensors = weights_of_model(model)
     metadata = {"format": "pt", "step": str(config.steps), "config": json.dumps(plain)}
@@ -190,152 +169,54 @@ def train(
     return result
 
 
-def _try_out(
-    job: Task,
-    model: nn.Module,
-    config: Config,
-    stream: Dataset[Batch],
-    pictures: Mapping[str, tuple[Tensor, Tensor]],
-    device: torch.device,
-) -> None:
-    """A sample at the first and the last time, and a validation, before anything is written. Errors: ValueError."""
+def made_optimizer(network: nn.Module, wanted: Optimizer) -> torch.optim.Optimizer:
+    """AdamW of all parameters."""
+    betas = (wanted.betas[0], wanted.betas[1])
+    return torch.optim.AdamW(network.parameters(), lr=wanted.lr, betas=betas, eps=wanted.eps, weight_decay=wanted.weight_decay)
+
+
+def learning_rate(wanted: Optimizer, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0, of a run of so many steps."""
+    if step < wanted.warmup:
+        return wanted.lr * (step + 1) / wanted.warmup
+    if wanted.decay == "constant":
+        return wanted.lr
+    way = (step - wanted.warmup) / max(1, steps - wanted.warmup)
+    return wanted.lr * (wanted.final + (1 - wanted.final) * (1 + math.cos(math.pi * way)) / 2)
+
+
+def _check_processes(accelerator: Any, batch: int, accumulate: int) -> None:
+    """Refused where accelerate shards by its first version, or the batch cannot be shared among the processes."""
+    version = getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 2)
+    if version != 2:
+        raise Refused("fsdp_version", version, "accelerate launch with --fsdp_version 2 is needed")
+    world = accelerator.num_processes
+    if batch % (world * accumulate):
+        raise Refused("batch", batch, f"a multiple of processes times accumulate, {world} x {accumulate}, is needed")
+
+
+def _try_out(job: Task, network: Network, model: nn.Module, stream: Stream, validator: Validator, device: torch.device) -> None:
+    """The loss of a sample at the first and the last time, and a validation, before anything is written.
+
+    Raises:
+        ValueError: one of them fails.
+    """
     try:
         sample = default_collate([stream[0, 0, 0]])
     except ValueError as error:
-        raise ValueError(f"data.sources: {error}") from None
-    batch = {name: _placed(name, value, device) for name, value in sample.items()}
-    network = in_precision(model, config.precision, device)
+        raise within("data.sources", error) from None
+    batch: dict[str, Tensor] = placed(sample, device)
     model.eval()
-    key = "model, objective: the loss of a sample"
+    tried = "model, objective: the loss of a sample"
     try:
         with torch.no_grad():
             for part in (0.0, 1 - 1e-6):
                 job.losses(network, {**batch, "part": torch.tensor([part], dtype=torch.float64)})
-        key = "validation: of the first picture"
-        first = replace(config, validation=replace(config.validation, steps=config.validation.steps[:1]))
-        validated(job, model, first, dict(list(pictures.items())[:1]), device)
-    except Exception as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{key}: {said[0]}") from error
+        tried = "validation: of the first picture"
+        validator.first().rows(job, network, model, device)
+    except Exception as error:  # whatever a network of one's own does
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{tried}: {lines[0]}") from error
     finally:
         model.train()
         reshard(model)
-
-
-# -- What a step sees -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Share(Sampler[list[tuple[int, int, int]]]):
-    """(epoch, index, number of the sample) of each part of each step, of one of several processes."""
-
-    length: int
-    seed: int
-    batch: int
-    accumulate: int
-    rank: int
-    world: int
-    start: int
-    stop: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        order = iter(Order(self.length, self.seed, self.start * self.batch, self.stop * self.batch))
-        size = self.batch // (self.world * self.accumulate)
-        for step in range(self.start, self.stop):
-            keys = [(*key, step * self.batch + i) for i, key in enumerate(islice(order, self.batch))]
-            for part in range(self.accumulate):
-                first = (part * self.world + self.rank) * size
-                yield keys[first : first + size]
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulate
-
-
-@dataclass(frozen=True)
-class Stream(Dataset[Batch]):
-    """Samples with their noise, and with `part`, the uniform number that their time is made of."""
-
-    samples: Dataset[Batch]
-    seed: int
-    noise_shapes: tuple[tuple[int, ...], ...]
-
-    def __getitem__(self, key: tuple[int, int, int]) -> Batch:
-        epoch, index, number = key
-        sample = dict(self.samples[epoch, index])
-        drawn = np.random.default_rng([self.seed, _NOISE, number])
-        sample["part"] = torch.tensor(drawn.random(), dtype=torch.float64)
-        generator = torch.Generator().manual_seed(int(drawn.integers(2**63)))
-        for i, shape in enumerate(self.noise_shapes):
-            sample[f"noise{i}"] = torch.randn(shape, generator=generator)
-        return sample
-
-
-def _placed(name: str, value: Tensor, device: torch.device) -> Tensor:
-    return value if name == "part" else value.to(device, non_blocking=True)  # times are made on the host
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.default_rng([_NOISE, *numbers]).integers(2**63))
-
-
-def learning_rate(config: Optimizer, step: int, steps: int) -> float:
-    """Of a step, counted from 0."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.decay == "constant":
-        return config.lr
-    way = (step - config.warmup) / max(1, steps - config.warmup)
-    return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * way)) / 2)
-
-
-# -- The run in the folder -------------------------------------------------------------------------------------------------
-
-
-def _start(out: Path, start: str) -> tuple[int, Path] | None:
-    """Step and file of the checkpoint to go on from. Errors: ValueError."""
-    if start not in ("new", "resume", "overwrite"):
-        raise ValueError(f"start: {start!r}; new, resume or overwrite is needed")
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"out: {out}; {'it' if there == out else there} exists and is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"out: {out}; a folder that can be written to is needed")
-    found = every(out)
-    if start == "new" and out.is_dir() and any(out.iterdir()):
-        held = f"a run with a checkpoint of step {found[-1][0]}" if found else "files"
-        raise ValueError(f"out: {out} holds {held}; --resume goes on with it, --overwrite starts anew")
-    return found[-1] if start == "resume" and found else None
-
-
-def _check_apart(out: Path, sources: Mapping[str, str]) -> None:
-    for key, source in sources.items():
-        if source and Path(source).resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"{key}: {source}; something outside of out, which --overwrite deletes, is needed")
-
-
-def _check_same(path: Path, metadata: Mapping[str, str], plain: Mapping[str, Any], config: Config) -> None:
-    try:
-        before = json.loads(metadata["config"])
-    except (KeyError, ValueError):
-        raise ValueError(f"checkpoint: {path} is none of this command") from None
-    free = FREE + (("steps",) if config.optimizer.decay == "constant" else ())
-    differs = difference(plain, before, free)
-    if differs:
-        raise ValueError(f"{differs} is needed, as in the run that is resumed (or --overwrite, or another out)")
-    if config.steps < int(metadata["step"]):
-        raise ValueError(f"steps: {config.steps}; the run that is resumed has done {metadata['step']}")
-
-
-def _prepare(out: Path, start: str) -> None:
-    """The folder, without what a run that starts anew, or later, has no use for."""
-    try:
-        if start == "overwrite":
-            for name in ("checkpoints", "validation", "tensorboard", "pipeline"):
-                shutil.rmtree(out / name, ignore_errors=True)
-            for name in ("log.jsonl", "weights.safetensors"):
-                (out / name).unlink(missing_ok=True)
-        for part in (out / "checkpoints").glob(".*.part"):  # of a run that was killed while it wrote
-            part.unlink()
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out: {out}; a folder that can be written to is needed ({error.strerror})") from None

@@ -16,18 +16,25 @@ from torch.utils.data import Dataset
 import dosde
 from backbones import embedded
 from backbones.embedded import source
-from backbones.weights import check, weights_of, write_safetensors
-from dosde import objective, presets
+from backbones.weights import check, weights_of, write
+from dosde import presets
+from dosde.check import Refused
 from dosde.prediction import Predicts
 
-from .config import Config, Process, Times, made_process, weights
-from .task import Batch, Network
+from .config import Config, Process, Times, made_process, within
+from .task import Batch, Loss, Network
 
 
 class Embedded:
     """A network on pixels in [-1, 1], forward(x, x_hat0, t), t float of shape (batch,).
 
-    network: what makes it; default: what the config names. save: (network, folder) -> path, writes the result.
+    Args:
+        config: the whole config.
+        network: makes the network from `model.options`; default: what `model.network` names.
+        save: (network, folder) -> path, writes the result; default: what `model.save` names.
+
+    Raises:
+        Refused: the tables of the config do not suit each other, or the network cannot be made.
     """
 
     def __init__(
@@ -36,73 +43,73 @@ class Embedded:
         network: Callable[..., nn.Module] | None = None,
         save: Callable[[nn.Module, Path], Path] | None = None,
     ) -> None:
-        self.config = config
         own = _own_network(config.process) if config.model.network == _OWN else None
         if own is not None and config.data.scale != 4:
-            raise ValueError(f"data.scale: {config.data.scale}; 4 is needed for {_OWN}")
+            raise Refused("data.scale", config.data.scale, f"4 is needed for {_OWN}")
         self.process = made_process(config.process)
         if own is not None and config.objective.predicts != "x0":
-            raise ValueError(f"objective.predicts: {config.objective.predicts!r}; x0 is needed for {_OWN}")
+            raise Refused("objective.predicts", config.objective.predicts, f"x0 is needed for {_OWN}")
         self.predicts = cast(Predicts, config.objective.predicts)
-        self.times = Times(self.process, config.objective)
+        self.loss = Loss(self.process, config.objective, Times(self.process, config.objective))
+        self.scale, self.batch, self.accumulate = config.data.scale, config.batch, config.accumulate
         self.noise_shapes: tuple[tuple[int, ...], ...] = ((3, config.data.crop, config.data.crop),)
         make = network or own or _named("model.network", config.model.network)
         self._save = _named("model.save", config.model.save) if save is None and config.model.save else save
-        self._make = make
+        self._make, self._model, self._seed = make, config.model, config.seed
         self.trainable = self._made()
         if not isinstance(self.trainable, nn.Module) or not any(p.requires_grad for p in self.trainable.parameters()):
-            raise ValueError(f"model.network: {config.model.network!r}; what makes a network with parameters is needed")
+            raise Refused("model.network", config.model.network, "what makes a network with parameters is needed")
         if config.model.weights:
             path = Path(config.model.weights)
             try:
                 tensors = weights_of(path)
                 check(path, tensors, self.trainable.state_dict())
             except ValueError as error:
-                raise ValueError(f"model.weights: {error}") from None
+                raise within("model.weights", error) from None
             self.trainable.load_state_dict(tensors)
 
     def _made(self) -> nn.Module:
-        """The network, its start a function of the seed alone."""
+        """The network. Its first weights are a function of the seed alone."""
+        options = self._model.options
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
+            torch.manual_seed(self._seed)
             try:
-                return self._make(**self.config.model.options)
+                return self._make(**options)
             except Exception as error:
-                raise ValueError(f"model.options: {self.config.model.options!r}; {' '.join(str(error).split())}") from None
+                raise Refused("model.options", options, " ".join(str(error).split())) from None
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
         members = self.trainable.config.members if isinstance(self.trainable, embedded.Network) else 1
-        if (self.config.batch // (world * self.config.accumulate)) % members:
-            parts = f"{self.config.batch} in {world} x {self.config.accumulate} parts (processes x accumulate)"
-            raise ValueError(f"batch: {parts}; in each a multiple of the {members} members is needed")
+        if (self.batch // (world * self.accumulate)) % members:
+            parts = f"{self.batch} in {world} x {self.accumulate} parts (processes x accumulate)"
+            raise Refused("batch", self.batch, f"in each a multiple of the {members} members is needed", parts)
         return samples
 
     def place(self, device: torch.device) -> None:
         pass
 
     def losses(self, network: Network, batch: Batch) -> Tensor:
-        wanted, x0, z = self.config.objective, 2 * batch["hr"] - 1, batch["noise0"]
+        x0, z = 2 * batch["hr"] - 1, batch["noise0"]
         x_hat0 = source(batch["lr"], x0.shape[-2:])
-        t = self.times(batch["part"])
+        t = self.loss.times(batch["part"])
         x = self.process.sample(x0, x_hat0, t, z)
-        value = network(x, x_hat0, t.to(x))
-        w = weights(self.process, wanted, self.times, t)
-        norm, of = cast(Any, wanted.norm), cast(Any, wanted.of)
-        return objective.loss(value, self.predicts, self.process, x0, x_hat0, t, z, norm=norm, of=of, weight=w)
+        return self.loss(network(x, x_hat0, t.to(x)), x0, x_hat0, t, z)
 
-    def upscaled(self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, how: Any) -> Tensor:
+    def upscaled(
+        self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, solver: Mapping[str, Any]
+    ) -> Tensor:
         def net(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
             value: Tensor = network(x, x_hat0, t.to(x).expand(len(x)))
             return value
 
         model = dosde.Denoiser(net, self.process, self.predicts)
-        size = [self.config.data.scale * side for side in lr.shape[-2:]]
-        x0 = dosde.solve(model, source(lr, size), steps, order, noise=noise, **how)
+        size = [self.scale * side for side in lr.shape[-2:]]
+        x0 = dosde.solve(model, source(lr, size), steps, order, noise=noise, **solver)
         return ((x0 + 1) / 2).clamp(0, 1)
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         path = folder / "weights.safetensors"
-        if self._save is not None or self.config.model.network == _OWN:
+        if self._save is not None or self._model.network == _OWN:
             network = self._made()
             network.load_state_dict(tensors)
             if self._save is not None:
@@ -110,8 +117,8 @@ class Embedded:
             if isinstance(network, embedded.Network):
                 embedded.save(path, network, metadata)  # as `dosde upscale --backbone embedded` reads it
                 return path
-        own = {"network": self.config.model.network, "options": json.dumps(self.config.model.options)}
-        write_safetensors(path, tensors, {**metadata, **own})
+        own = {"network": self._model.network, "options": json.dumps(self._model.options)}
+        write(path, tensors, {**metadata, **own})
         return path
 
 
@@ -119,12 +126,16 @@ _OWN = "backbones.embedded:Network"
 
 
 def _own_network(process: Process) -> Callable[..., nn.Module]:
-    """`embedded.Network` by the options of its `Config`, for the process of [process], which its file holds too."""
+    """What makes `embedded.Network` from the options of its `Config`, with the process of [process], which its file holds too.
+
+    Raises:
+        Refused: the backbone embedded does not have such a process.
+    """
     if process.kind == "dossr" or (process.kind == "vp" and process.shift == "linear"):
         what = process.kind if process.kind == "dossr" else f"a {process.shift} shift"
-        raise ValueError(f"process: {what}; vp with a cosine shift or none, resshift, or flow, is needed for {_OWN}")
+        raise Refused("process", process, f"vp with a cosine shift or none, resshift, or flow, is needed for {_OWN}", what)
     if process.kind == "flow" and process.kappa == 0:
-        raise ValueError(f"process.kappa: 0; above 0 is needed for {_OWN}, for `dosde upscale` solves processes with noise")
+        raise Refused("process.kappa", 0, f"above 0 is needed for {_OWN}, for `dosde upscale` solves processes with noise")
     if process.kind == "vp":
         t1 = None if process.shift == "none" else process.t1
         kept = embedded.ProcessConfig("domain_shift", {"schedule": process.schedule, "t1": t1})
@@ -133,21 +144,30 @@ def _own_network(process: Process) -> Callable[..., nn.Module]:
     else:
         kept = embedded.ProcessConfig("flow", {"kappa": process.kappa})
 
-    def make(**options: Any) -> nn.Module:
-        return embedded.Network(embedded.Config(**options, process=kept))
+    return functools.partial(_network, kept)
 
-    return make
+
+def _network(process: embedded.ProcessConfig, **options: Any) -> nn.Module:
+    return embedded.Network(embedded.Config(**options, process=process))
 
 
 def _named(key: str, name: str) -> Callable[..., Any]:
-    """What "package.module:name" names."""
+    """The function or class that "package.module:name" names.
+
+    Args:
+        key: the key of the config, for errors.
+        name: its value.
+
+    Raises:
+        Refused: there is no such thing.
+    """
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:  # as for python -m
         sys.path.append(os.getcwd())
     try:
         found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     except Exception as error:  # whatever the module does
-        raise ValueError(f"{key}: {name!r}; 'package.module:name' of something importable is needed ({error})") from None
+        raise Refused(key, name, f"'package.module:name' of something importable is needed ({error})") from None
     if not callable(found):
-        raise ValueError(f"{key}: {name!r}; a function or a class is needed")
+        raise Refused(key, name, "a function or a class is needed")
     return cast(Callable[..., Any], found)

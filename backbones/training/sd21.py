@@ -10,12 +10,11 @@ pipeline.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,33 +22,44 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import dosde
-from backbones.sd21 import folders, parts
+from backbones import whole
+from backbones.pictures.resize import bicubic
+from backbones.sd21 import parts
 from backbones.sd21.backbone import quiet
 from backbones.sd21.pipeline import DoSSRPipeline
-from backbones.weights import read_safetensors, write_safetensors
-from dosde import objective
+from backbones.weights import read_safetensors, write
+from dosde.check import Refused
 
-from .config import Config, Times, weights
-from .task import Batch, Network
+from .config import Config, Times
+from .task import Batch, Loss, Network
 
 
 class SD21:
-    """The task `sd21`: see above. Errors: ValueError, one line, where folder and config do not suit each other."""
+    """The task `sd21`.
+
+    Args:
+        config: the whole config.
+
+    Raises:
+        Refused: the folder of weights cannot be loaded, or does not suit the config.
+    """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
         quiet()
         try:
             self.pipe = pipe = DoSSRPipeline.from_pretrained(config.sd21.weights, dtype=torch.float32)
-        except ValueError as error:
-            raise ValueError(f"sd21.{error}" if str(error).startswith("weights: ") else str(error)) from None
+        except Refused as error:
+            raise (error.under("sd21.weights") if error.argument == "weights" else error) from None
         predicts, crop = pipe.scheduler.predicts, config.data.crop
         if config.objective.predicts != predicts:
-            raise ValueError(f"objective.predicts: {config.objective.predicts!r}; {predicts!r}, as the pipeline's, is needed")
+            raise Refused("objective.predicts", config.objective.predicts, f"{predicts!r}, as the pipeline's, is needed")
         if crop % pipe.multiple:
-            raise ValueError(f"data.crop: {crop}; a multiple of {pipe.multiple} is needed, as often as the networks halve it")
+            raise Refused("data.crop", crop, f"a multiple of {pipe.multiple} is needed, as often as the networks halve it")
         self.process: dosde.Process = pipe.scheduler.process
-        self.times = Times(self.process, config.objective)
+        self.loss = Loss(self.process, config.objective, Times(self.process, config.objective))
+        self.wanted, self.scale, self.bf16 = config.sd21, config.data.scale, config.precision == "bf16"
+        self.validates = bool(config.validation.every)
+        self.fingerprint = _fingerprint(config)
         side = crop // pipe.factor
         self.noise_shapes: tuple[tuple[int, ...], ...] = ((int(pipe.vae.config.latent_channels), side, side),) * 2
         for module in pipe.components.values():
@@ -61,17 +71,17 @@ class SD21:
             pipe.unet.enable_gradient_checkpointing()
 
     def place(self, device: torch.device) -> None:
-        """And the prompt is embedded, by the text tower or from the cache, after which the text tower goes."""
+        """Moves the networks, and embeds the prompt by the text tower or from the cache, after which the text tower goes."""
         pipe = self.pipe
-        if self.config.precision == "bf16":
-            pipe.unet.to(torch.bfloat16)  # the encoders stay as they are: what they make is the data
+        if self.bf16:
+            pipe.unet.to(torch.bfloat16)  # the encoders stay as they are: their output is the data
         pipe.to(device)
         with torch.no_grad():
             self.context = self._embedded_prompt()
         pipe.register_modules(text_encoder=None, tokenizer=None)
 
     def _embedded_prompt(self) -> Tensor:
-        own, pipe = self.config.sd21, self.pipe
+        own, pipe = self.wanted, self.pipe
         known = pipe.prompts is not None and pipe.prompts(own.prompt) is not None
         if not own.cache or known:
             return pipe.encode_prompt(own.prompt, "sd21.prompt")
@@ -81,39 +91,35 @@ class SD21:
             return read_safetensors(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
         context = pipe.encode_prompt(own.prompt, "sd21.prompt")
         if not dist.is_initialized() or dist.get_rank() == 0:  # one writes
-            write_safetensors(path, {"context": context}, {})
+            write(path, {"context": context}, {})
         return context
 
     def samples(self, samples: Dataset[Batch], rank: int, world: int) -> Dataset[Batch]:
-        if not self.config.sd21.cache:
+        if not self.wanted.cache:
             return samples
-        cached = Cached(samples, Path(self.config.sd21.cache), self.config.sd21.cache_samples)
-        cached.prepare(self.fingerprint(), rank)
+        cached = Cached(samples, Path(self.wanted.cache), self.wanted.cache_samples)
+        cached.prepare(self.fingerprint, rank)
         if dist.is_initialized():
             dist.barrier()  # no latents of another process before the folder is known to have none
         for number in range(rank, len(cached), world):
             if not cached.path(number).exists():
                 sample = cached.source(number)
                 moments, z_hat0 = self.encoded(*(sample[name][None].to(self.context.device) for name in ("hr", "lr")))
-                write_safetensors(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
-        if not self.config.validation.every:  # nothing needs them any more
+                write(cached.path(number), {"moments": moments[0], "z_hat0": z_hat0[0]}, {})
+        if not self.validates:  # nothing needs them any more
             for module in (self.pipe.vae, self.pipe.hint_encoder, self.pipe.preprocessor):
                 if module is not None:
                     module.to("cpu")
         return cached
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What the cached latents depend on."""
-        plain = self.config.as_dict()
-        data = {name: value for name, value in plain["data"].items() if name != "workers"}
-        made: dict[str, Any] = json.loads(
-            json.dumps({"weights": self.config.sd21.weights, "seed": plain["seed"], "data": data})
-        )
-        return made
-
     @torch.no_grad()
     def encoded(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of HR's posterior, joined, and z_hat0, of pictures in [0, 1]."""
+        """Mean and log variance of the posterior of HR, joined, and z_hat0.
+
+        Args:
+            hr: pictures in [0, 1], (batch, 3, height, width).
+            lr: pictures in [0, 1], smaller by the scale.
+        """
         pipe, size = self.pipe, list(hr.shape[-2:])
         moments = pipe.moments(pipe.vae, "source", hr, None)
         larger = lr
@@ -127,16 +133,20 @@ class SD21:
             moments, z_hat0 = batch["moments"], batch["z_hat0"]
         else:
             moments, z_hat0 = self.encoded(batch["hr"], batch["lr"])
-        wanted, z = self.config.objective, batch["noise0"]
-        z0 = self.pipe.latent(moments, batch["noise1"], None)
-        t = self.times(batch["part"])
+        z0, z = self.pipe.latent(moments, batch["noise1"], None), batch["noise0"]
+        t = self.loss.times(batch["part"])
         value = self.net(network, self.process.sample(z0, z_hat0, t, z), z_hat0, t)
-        w = weights(self.process, wanted, self.times, t)
-        norm, of, predicts = cast(Any, wanted.norm), cast(Any, wanted.of), cast(Any, wanted.predicts)
-        return objective.loss(value, predicts, self.process, z0, z_hat0, t, z, norm=norm, of=of, weight=w)
+        return self.loss(value, z0, z_hat0, t, z)
 
     def net(self, network: Network, x: Tensor, hint: Tensor, t: Tensor) -> Tensor:
-        """What the U-Net returns with this ControlNet's residuals, float32; t of shape (batch,)."""
+        """The output of the U-Net with the residuals of this ControlNet, float32.
+
+        Args:
+            network: the ControlNet.
+            x: x_t, (batch, channels, height, width).
+            hint: z_hat0, in the shape of x.
+            t: times, of shape (batch,).
+        """
         unet = self.pipe.unet
         steps = torch.tensor([self.pipe.scheduler.model_time(one) for one in t], dtype=torch.float32, device=x.device)
         context = self.context.expand(len(x), -1, -1)
@@ -153,22 +163,24 @@ class SD21:
         )[0]
         return out.float()
 
-    def upscaled(self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, how: Any) -> Tensor:
+    def upscaled(
+        self, network: Network, lr: Tensor, steps: int, order: int, noise: torch.Generator, solver: Mapping[str, Any]
+    ) -> Tensor:
         pipe = self.pipe
-        made = pipe.prepare(lr, self.config.data.scale, "mode")
+        made = pipe.prepare(lr, self.scale, "mode")
         model = dosde.Denoiser(
             lambda x, _, t: self.net(network, x, made.hint, t.reshape(1).expand(len(x))), self.process, pipe.scheduler.predicts
         )
-        x0 = dosde.solve(model, made.x_hat0, steps, order, noise=noise, **(how or {"grid": pipe.scheduler.times(steps)}))
+        x0 = dosde.solve(model, made.x_hat0, steps, order, noise=noise, **(solver or {"grid": pipe.scheduler.times(steps)}))
         return pipe.finish(x0, made.reference)
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it."""
         controlnet = parts.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
-        before, path = self.pipe._folder, folder / "pipeline"
+        before, path = self.pipe.folder, folder / "pipeline"
         assert before is not None
         shutil.rmtree(path, ignore_errors=True)
-        with folders.written_whole(path) as place:
+        with whole.folder(path) as place:
             shutil.copytree(
                 before, place, dirs_exist_ok=True, ignore=lambda at, _: ["controlnet"] if Path(at) == before else []
             )
@@ -178,7 +190,13 @@ class SD21:
 
 @dataclass(frozen=True)
 class Cached(Dataset[Batch]):
-    """The first `length` samples of a data set, as latents in files; of any epoch the same."""
+    """The first samples of a data set, as latents in files; they are the same in every epoch.
+
+    Args:
+        samples: pictures, hr and lr.
+        folder: the folder of the files.
+        length: the number of samples.
+    """
 
     samples: Dataset[Batch]
     folder: Path
@@ -188,32 +206,50 @@ class Cached(Dataset[Batch]):
         return self.length
 
     def path(self, number: int) -> Path:
+        """The file of a sample."""
         return self.folder / f"{number:08d}.safetensors"
 
     def source(self, number: int) -> Batch:
-        """The pictures."""
+        """The pictures of a sample."""
         return self.samples[divmod(number, len(self.samples))]  # type: ignore[arg-type]
 
     def prepare(self, fingerprint: Mapping[str, Any], rank: int) -> None:
-        """Errors: ValueError for a folder of other latents."""
+        """Makes the folder, or finds out that its latents are those that are asked for.
+
+        Args:
+            fingerprint: what the latents depend on.
+            rank: the number of this process; the first one writes.
+
+        Raises:
+            Refused: the folder holds other latents.
+        """
         path = self.folder / "cache.json"
         if path.exists():
             if json.loads(path.read_text()) != fingerprint:
-                raise ValueError(f"sd21.cache: {self.folder} holds latents of other data or weights; another folder is needed")
+                raise Refused(
+                    "sd21.cache",
+                    self.folder,
+                    "another folder is needed",
+                    f"{self.folder} holds latents of other data or weights",
+                )
         elif rank == 0:
             if self.folder.is_dir() and any(self.folder.glob("0*.safetensors")):
-                raise ValueError(f"sd21.cache: {self.folder} holds other files; another folder is needed")
+                raise Refused("sd21.cache", self.folder, "another folder is needed", f"{self.folder} holds other files")
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(".cache.json.part")
-            part.write_text(json.dumps(fingerprint))
-            os.replace(part, path)
+            with whole.file(path) as part:
+                part.write_text(json.dumps(fingerprint))
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         return read_safetensors(self.path(key[1]))[0]
 
 
+def _fingerprint(config: Config) -> dict[str, Any]:
+    """What cached latents depend on."""
+    plain = config.plain()
+    data = {name: value for name, value in plain["data"].items() if name != "workers"}
+    return {"weights": config.sd21.weights, "seed": plain["seed"], "data": data}
+
+
 def _resized(picture: Tensor, size: list[int]) -> Tensor:
-    """Bicubic, antialiased; unclamped."""
-    if list(picture.shape[-2:]) == size:
-        return picture
-    return torch.nn.functional.interpolate(picture, size, mode="bicubic", antialias=True, align_corners=False)
+    """A picture in another size, unclamped."""
+    return picture if list(picture.shape[-2:]) == size else bicubic(picture, size)

@@ -3,7 +3,7 @@
     model.NAME, ema.NAME                    the weights, and their averages in float32
     optimizer.{exp_avg,exp_avg_sq,step}.NAME   of AdamW
 
-The step and the config are in its metadata. All names are those of the network, whatever it was wrapped in, so a run can go on
+The step and the config are in its metadata. All names are those of the network, whatever wraps it, so a run can go on
 with another number of processes.
 """
 
@@ -17,25 +17,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.weights import Tensors, check, part, write_safetensors
+from backbones.weights import Tensors, check, part, write
+from dosde.check import Refused
 
 
 def every(out: Path) -> list[tuple[int, Path]]:
-    """(step, file), in the order of their steps."""
+    """The checkpoints of a run, (step, file) each, in the order of their steps."""
     found = (out / "checkpoints").glob("*.safetensors")
     return sorted((int(path.stem), path) for path in found if re.fullmatch(r"\d+", path.stem))
 
 
 def save(out: Path, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], keep: int) -> None:
-    """Writes the checkpoint of a step, and then removes all but the last `keep`. Errors: OSError."""
+    """Writes the checkpoint of a step, and then removes all but the last ones.
+
+    Args:
+        out: the folder of the run.
+        step: the step.
+        tensors: what `state_of` returned.
+        config: the config, of `Config.plain`.
+        keep: the number of checkpoints that stay.
+
+    Raises:
+        OSError: the checkpoint cannot be written; then nothing has changed.
+    """
     metadata = {"format": "pt", "step": str(step), "config": json.dumps(config)}
-    write_safetensors(out / "checkpoints" / f"{step:08d}.safetensors", tensors, metadata)
+    write(out / "checkpoints" / f"{step:08d}.safetensors", tensors, metadata)
     for _, path in every(out)[:-keep]:
         path.unlink(missing_ok=True)
 
 
 class Average:
-    """The exponential moving average of a model's parameters, float32 (of a sharded model, each process has its shard)."""
+    """The exponential moving average of the parameters of a model, in float32. In a sharded model each process has its shard.
+
+    Args:
+        model: the model.
+        decay: the share of the old average that stays at a step.
+        warmup: whether the decay is at most (1 + step)/(10 + step).
+    """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
         self.model = model
@@ -45,13 +63,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Moves the averages towards the parameters after a step, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         for value, p in zip(self.values, self.parameters, strict=True):
             value.lerp_(p.detach().float(), 1 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averages meanwhile."""
+        """The model has the averages while the block runs."""
         own = [p.detach().clone() for p in self.parameters]
         self._set(self.values)
         try:
@@ -61,7 +80,7 @@ class Average:
 
     @torch.no_grad()
     def take(self) -> None:
-        """The averages become what the model has."""
+        """Sets the averages to the parameters of the model."""
         for value, p in zip(self.values, self.parameters, strict=True):
             value.copy_(p.detach())
 
@@ -73,7 +92,7 @@ class Average:
 
 
 def reshard(model: nn.Module) -> None:
-    """What FSDP gathered for a forward pass, and kept as no backward one came after, is forgotten."""
+    """Lets go of the weights that FSDP gathered for a forward pass, and kept because no backward pass followed."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -82,7 +101,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def weights_of_model(model: nn.Module) -> Tensors:
-    """By the network's own names, whole, on the host, of one's own memory."""
+    """The weights by the names of the network, whole, on the host, in memory that nothing else uses."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -90,6 +109,7 @@ def weights_of_model(model: nn.Module) -> Tensors:
 
 
 def state_of(model: nn.Module, optimizer: Any, average: Average) -> Tensors:
+    """The tensors of a checkpoint. All processes must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     tensors = {f"model.{name}": value for name, value in weights_of_model(model).items()}
@@ -104,6 +124,7 @@ def state_of(model: nn.Module, optimizer: Any, average: Average) -> Tensors:
 
 
 def restore(model: nn.Module, optimizer: Any, average: Average, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Puts the tensors of a checkpoint where `state_of` takes them from. `network` is the model as it was before accelerate."""
     from torch.distributed.checkpoint import state_dict
 
     options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -120,7 +141,7 @@ def restore(model: nn.Module, optimizer: Any, average: Average, tensors: Mapping
         if p.requires_grad and name not in entries:  # it has had no gradient yet
             zero = torch.zeros_like(own[name])
             entries[name] = {"step": torch.tensor(0.0), "exp_avg": zero, "exp_avg_sq": zero.clone()}
-    # Built here, since every process needs it, and only the first one would be given it.
+    # Built here: every process needs it, and torch would hand it to the first one alone.
     group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     groups: list[Any] = [{**group, "params": list(entries)}]
     state_dict.set_optimizer_state_dict(model, optimizer, {"state": entries, "param_groups": groups}, options=options)
@@ -128,19 +149,26 @@ def restore(model: nn.Module, optimizer: Any, average: Average, tensors: Mapping
 
 
 def check_shapes(path: Path, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Refused unless the tensors of a checkpoint are those of this network."""
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     for prefix in ("model.", "ema."):
         check(path, part(tensors, prefix), wanted)
     averages = {key: part(tensors, f"optimizer.{key}.") for key in ("exp_avg", "exp_avg_sq", "step")}
     stepped = {name: wanted[name] for name in averages["step"] if name in wanted}  # not those that had no gradient yet
     if not stepped:
-        raise ValueError(f"checkpoint: {path} has no state of the optimizer; one of a run is needed")
+        raise Refused("checkpoint", path, "one of a run is needed", f"{path} has no state of the optimizer")
     for key, found in averages.items():
         check(path, found, dict.fromkeys(stepped, torch.zeros(())) if key == "step" else stepped)
 
 
 def in_precision(model: nn.Module, precision: str, device: torch.device) -> Callable[..., Any]:
-    """The network, float32 on both sides. FSDP's own bf16 would round x_t, x_hat0, t and the estimate, too."""
+    """The network, with float32 inputs and outputs. The bf16 of FSDP would round x_t, x_hat0, t and the estimate, too.
+
+    Args:
+        model: the network.
+        precision: "no" or "bf16".
+        device: its device.
+    """
     from accelerate.utils import convert_outputs_to_fp32
 
     if precision == "no":

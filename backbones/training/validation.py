@@ -1,7 +1,8 @@
 """Validation: pictures that are upscaled by the averaged weights in some numbers of steps, and measured."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,63 +11,78 @@ from torch import Tensor, nn
 import dosde
 from backbones.pictures import degradation, metrics
 from backbones.pictures import io as images
+from dosde.check import Refused
 
-from .config import Config, made_degradation
+from .config import Data, Validation, made_degradation, within
 from .data import Folder, Procedural, held_out
-from .state import in_precision
-from .task import Task
+from .task import Network, Task
 
-_VALIDATION = 3  # stream of random numbers; 0 and 1 are those of `data`, 2 is that of the loop
+_VALIDATION = 3  # stream of random numbers; `data` has 0 and 1, `stream` has 2
 
 
-def validation_pictures(config: Config) -> dict[str, tuple[Tensor, Tensor]]:
-    """(HR, LR), each (3, height, width), by name. Errors: ValueError."""
-    own = config.validation
-    if not own.every:
+def validation_pictures(wanted: Validation, data: Data, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs (HR, LR) by name, each (3, height, width).
+
+    Args:
+        wanted: which pictures, as many as it counts, cropped to its square.
+        data: scale and degradation of LR.
+        seed: the seed of procedural pictures and of the degradation.
+
+    Raises:
+        Refused: there is no such picture, it cannot be read, or is smaller than the crop.
+    """
+    if not wanted.every:
         return {}
     try:
         import skimage.metrics  # noqa: F401
     except ImportError:
-        raise ValueError(f"validation.every: {own.every}; needs scikit-image, of the extra 'images'") from None
-    least = metrics.WINDOW + 2 * config.data.scale
-    if own.crop < least:
-        raise ValueError(f"validation.crop: {own.crop}; {least} or more is needed, for SSIM without a border of data.scale")
-    if own.pictures == "held_out":
-        whole = held_out()
-    elif own.pictures == "procedural":
-        source = Procedural(own.crop)
-        numbers = [np.random.default_rng([config.seed, _VALIDATION, i]) for i in range(own.count)]
-        whole = {f"procedural{i}": source.picture(i, generator) for i, generator in enumerate(numbers)}
-    else:
-        try:
-            paths = Folder(own.pictures, own.crop).paths[: own.count]
-        except ValueError as error:
-            raise ValueError(f"validation.pictures: {error}") from None
-        whole = {}
-        for path in paths:
-            name = path.stem if path.stem not in whole else "_".join(path.relative_to(own.pictures).parts)
-            try:
-                whole[name] = images.read(path).colour[0].expand(3, -1, -1)
-            except (ValueError, OSError) as error:
-                raise ValueError(f"validation.pictures: {path} cannot be read ({error})") from None
+        needed = "needs scikit-image, of the extra 'images'"
+        raise Refused("validation.every", wanted.every, needed) from None
+    least = metrics.WINDOW + 2 * data.scale
+    if wanted.crop < least:
+        needed = f"{least} or more is needed, for SSIM without a border of data.scale"
+        raise Refused("validation.crop", wanted.crop, needed)
     pairs = {}
-    for i, (name, picture) in enumerate(list(whole.items())[: own.count]):
-        y, x = ((side - own.crop) // 2 for side in picture.shape[1:])
+    for i, (name, picture) in enumerate(list(_whole(wanted, seed).items())[: wanted.count]):
+        y, x = ((side - wanted.crop) // 2 for side in picture.shape[1:])
         if min(x, y) < 0:
             sides = f"{picture.shape[2]}x{picture.shape[1]}"
-            raise ValueError(f"validation.crop: {own.crop}; {name} has {sides} pixels, a smaller crop is needed")
-        hr = picture[:, y : y + own.crop, x : x + own.crop].contiguous()
-        generator = np.random.default_rng([config.seed, _VALIDATION, i, 1])
-        drawn = degradation.sample(made_degradation(config.data), generator)
+            raise Refused("validation.crop", wanted.crop, f"{name} has {sides} pixels, a smaller crop is needed")
+        hr = picture[:, y : y + wanted.crop, x : x + wanted.crop].contiguous()
+        generator = np.random.default_rng([seed, _VALIDATION, i, 1])
+        drawn = degradation.sample(made_degradation(data), generator)
         pairs[name] = hr, degradation.apply(hr, drawn)
     if not pairs:
-        raise ValueError(f"validation.pictures: {own.pictures!r}; at least one picture is needed")
+        raise Refused("validation.pictures", wanted.pictures, "at least one picture is needed", repr(wanted.pictures))
     return pairs
+
+
+def _whole(wanted: Validation, seed: int) -> dict[str, Tensor]:
+    """The pictures before they are cropped, by name."""
+    if wanted.pictures == "held_out":
+        return held_out()
+    if wanted.pictures == "procedural":
+        source = Procedural(wanted.crop)
+        generators = [np.random.default_rng([seed, _VALIDATION, i]) for i in range(wanted.count)]
+        return {f"procedural{i}": source.picture(i, generator) for i, generator in enumerate(generators)}
+    try:
+        paths = Folder(wanted.pictures, wanted.crop).paths[: wanted.count]
+    except ValueError as error:
+        raise within("validation.pictures", error) from None
+    whole: dict[str, Tensor] = {}
+    for path in paths:
+        name = path.stem if path.stem not in whole else "_".join(path.relative_to(wanted.pictures).parts)
+        try:
+            whole[name] = images.read(path).colour[0].expand(3, -1, -1)
+        except (ValueError, OSError) as error:
+            shown = f"{path} cannot be read ({error})"
+            raise Refused("validation.pictures", path, "pictures that can be read are needed", shown) from None
+    return whole
 
 
 @dataclass(frozen=True)
 class Row:
-    """A picture, upscaled in some steps, and how near it is: PSNR in dB and SSIM, of Y without a border of data.scale."""
+    """A picture, upscaled in some steps, and its distance from HR: PSNR (dB) and SSIM of Y, without a border of data.scale."""
 
     name: str
     steps: int
@@ -75,27 +91,66 @@ class Row:
     picture: Tensor
 
 
-def validated(
-    job: Task, model: nn.Module, config: Config, pictures: Mapping[str, tuple[Tensor, Tensor]], device: torch.device
-) -> list[Row]:
-    """All pictures by all numbers of steps, each with the same noise at every validation."""
-    own, rows = config.validation, []
-    network = in_precision(model, config.precision, device)
-    model.eval()
-    try:
-        for name, (hr, lr) in pictures.items():
-            for steps in own.steps:
-                how = dosde.presets.few_step(own.scale) if own.method == "few_step" else {}
-                noise = torch.Generator().manual_seed(config.seed)
-                with torch.no_grad():
-                    picture = job.upscaled(network, lr[None].to(device), steps, min(own.order, steps), noise, how)
-                picture = picture.float().cpu()
-                rows.append(Row(name, steps, *measured(picture, hr[None], config.data.scale), picture))
-    finally:
-        model.train()
-    return rows
+@dataclass(frozen=True)
+class Validator:
+    """Upscales each picture by some numbers of steps, with the same noise at every validation.
+
+    Args:
+        pictures: pairs (HR, LR) by name.
+        steps: the numbers of steps of the solves.
+        order: the order of the solves, at most their steps.
+        solver: method and grid of `dosde.solve`; empty: the task's.
+        seed: the seed of the noise.
+        border: pixels at each side that are not measured.
+    """
+
+    pictures: Mapping[str, tuple[Tensor, Tensor]]
+    steps: tuple[int, ...]
+    order: int
+    solver: Mapping[str, Any]
+    seed: int
+    border: int
+
+    def rows(self, job: Task, network: Network, model: nn.Module, device: torch.device) -> list[Row]:
+        """All pictures by all numbers of steps.
+
+        Args:
+            job: the task.
+            network: the network as the task calls it.
+            model: the module below it, which is in evaluation mode meanwhile.
+            device: the device of the network.
+        """
+        rows = []
+        model.eval()
+        try:
+            for name, (hr, lr) in self.pictures.items():
+                for steps in self.steps:
+                    noise = torch.Generator().manual_seed(self.seed)
+                    order = min(self.order, steps)
+                    with torch.no_grad():
+                        picture = job.upscaled(network, lr[None].to(device), steps, order, noise, self.solver)
+                    picture = picture.float().cpu()
+                    rows.append(Row(name, steps, *measured(picture, hr[None], self.border), picture))
+        finally:
+            model.train()
+        return rows
+
+    def first(self) -> "Validator":
+        """The same for the first picture by the first number of steps alone."""
+        return replace(self, pictures=dict(list(self.pictures.items())[:1]), steps=self.steps[:1])
+
+
+def made_validator(wanted: Validation, data: Data, seed: int) -> Validator:
+    """The validation of a config. It has no picture where the config wants none.
+
+    Raises:
+        Refused: see `validation_pictures`.
+    """
+    pictures = validation_pictures(wanted, data, seed)
+    solver = dosde.presets.few_step(wanted.scale) if wanted.method == "few_step" else {}
+    return Validator(pictures, wanted.steps, wanted.order, solver, seed, data.scale)
 
 
 def measured(picture: Tensor, hr: Tensor, border: int) -> tuple[float, float]:
-    """PSNR (dB) and SSIM of (1, 3, height, width) in [0, 1], as `dosde evaluate` has them."""
+    """PSNR (dB) and SSIM of (1, 3, height, width) in [0, 1], as `dosde evaluate` measures them."""
     return metrics.psnr(picture, hr, border), metrics.ssim(picture, hr, border)
