@@ -17,7 +17,7 @@ import sys
 import types
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -330,14 +330,15 @@ def writes(x: Tensor) -> int:
 class Watched:
     """The model of one solve, watched: it must return new finite tensors like x, and write to none that the loop keeps.
 
-    A call is model(step, x, past), where past is a deque of the outputs that the loop keeps. `finish` looks for NaN, once, so
-    that no step waits for the device.
+    A call is model(step, x, past), where past is a deque of the outputs that the loop keeps. `finish` looks at values, once,
+    so that no step waits for the device.
     """
 
     def __init__(self, model: Callable[[Tensor, Tensor, Tensor], Tensor], x_hat0: Tensor, dtype: torch.dtype, times: Tensor):
         self.model, self.x_hat0, self.dtype = model, x_hat0, dtype
         self.times, self.numbers = times.unbind(), times.tolist()
         self._totals: list[Tensor] = []
+        self._reused: list[tuple[int, int]] = []  # steps whose outputs lie in the same memory
         self._writes: list[int] = []  # to x_theta of earlier steps, the newest first
 
     def __call__(self, step: int, x: Tensor, past: deque[Tensor]) -> Tensor:
@@ -353,10 +354,10 @@ class Watched:
             shown = f"wrote to an earlier output at step {step}, t = {t:g}"
             raise Refused("model", self.model, "return a new tensor each time", shown)
         output(x_theta, x, step, t)
-        if any(x_theta.data_ptr() == earlier.data_ptr() != 0 for earlier in self._kept(past)):
-            # A buffer of a graph or a runtime, which counts no writes.
-            shown = f"returned the memory of an earlier output at step {step}, t = {t:g}"
-            raise Refused("model", self.model, "return a copy of a static buffer", shown)
+        kept = itertools.islice(past, None if past.maxlen is None else past.maxlen - 1)  # for this step, beside the new one
+        for age, earlier in enumerate(kept, 1):
+            if x_theta.data_ptr() == earlier.data_ptr() != 0:
+                self._reused.append((step, step - age))
         x_theta = x_theta.detach()  # of a model that guides by gradients
         self._totals.append(total(x_theta))
         if x_theta.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
@@ -364,11 +365,11 @@ class Watched:
         self._writes = [writes(x_theta), *self._writes[: len(past)]]
         return x_theta
 
-    @staticmethod
-    def _kept(past: deque[Tensor]) -> Iterable[Tensor]:
-        """The outputs that this step uses beside the new one."""
-        return itertools.islice(past, None if past.maxlen is None else past.maxlen - 1)
-
     def finish(self, x: Tensor) -> None:
-        """Refused if an output was not finite, or the result x is not."""
+        """Refused if an output was not finite, or overwrote an earlier one, or the result x is not finite."""
         finite(self._totals, total(x), self.numbers)
+        for step, earlier in self._reused:
+            # A buffer of a graph or a runtime, which counts no writes; a model may return one tensor that stays as it is.
+            if not bool(self._totals[step] == self._totals[earlier]):
+                shown = f"returned the memory of an earlier output at step {step}, t = {self.numbers[step]:g}"
+                raise Refused("model", self.model, "return a copy of a static buffer", shown)

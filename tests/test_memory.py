@@ -122,6 +122,7 @@ def test_a_static_buffer_is_refused_where_old_outputs_are_used():
     with pytest.raises(ValueError, match=r"model: returned the memory of an earlier output at step 1, t = 0\.4; return a copy"):
         run(Buffer())
     assert torch.equal(run(Buffer(), order=1), run(order=1))
+    assert torch.equal(run(lambda x, x_hat0, t: x_hat0), run(lambda x, x_hat0, t: x_hat0.clone()))  # one that stays as it is
     buffer = Buffer()
     assert torch.equal(run(lambda x, x_hat0, t: buffer(x, x_hat0, t).clone()), run())
 
