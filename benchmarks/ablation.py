@@ -5,7 +5,6 @@
 Geometric mean over the problems of `suite.tuned` of the sliced 2-Wasserstein error, as in few_step.py; tau = 0 unless said.
 """
 
-import argparse
 import contextlib
 import functools
 import math
@@ -16,7 +15,6 @@ import numpy as np
 import report
 import suite
 import torch
-from report import ROOT
 from suite import Problem, geometric_mean
 from torch import Tensor
 
@@ -187,21 +185,21 @@ def scaled_start(scale: float, top: float) -> Grid:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| calls | " + " | ".join(map(str, STEPS)) + " |", "|---|" + "---|" * len(STEPS)]
-    for name, by_steps in rows:
-        cells = [f"{by_steps[n] if n in by_steps else by_steps[str(n)]:.3f}" for n in STEPS]  # type: ignore[index]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Markdown, as it stands in benchmarks/results/ablation.md."""
+    lines = [[name, *(f"{by_steps[n] if n in by_steps else by_steps[str(n)]:.3f}" for n in STEPS)] for name, by_steps in rows]  # type: ignore[index]
+    return report.table(["calls", *map(str, STEPS)], lines)
+
+
+REPORT = report.Report("ablation", {("benchmarks/results/ablation.md", "ablation"): lambda numbers: table(numbers["rows"])})
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    out = report.parser(__doc__).parse_args().out
     torch.set_num_threads(1)
     begun = time.monotonic()
     rows = measure(suite.tuned())
     print(f"{time.monotonic() - begun:.0f} s")
-    report.save("ablation", {"command": "python benchmarks/ablation.py", "rows": rows})
-    report.insert(ROOT / "docs" / "few_steps.md", "ablation", table(rows))
+    REPORT.write({"command": "python benchmarks/ablation.py", "rows": rows}, out)
 
 
 if __name__ == "__main__":

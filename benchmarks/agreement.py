@@ -22,7 +22,6 @@ from typing import Any
 import report
 import torch
 from overhead import k_diffusion_sampling
-from report import ROOT
 from torch import Tensor
 
 import dosde
@@ -134,35 +133,31 @@ def measure(steps: Sequence[int] = STEPS) -> dict[str, list[float]]:
 
 def table(steps: Sequence[int], rows: dict[str, list[float]]) -> str:
     """Markdown, as it stands in docs/interop.md."""
-    lines = ["| steps | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    for i, n in enumerate(steps):
-        lines.append(f"| {n} | " + " | ".join(f"{errors[i]:.1e}" for errors in rows.values()) + " |")
-    return "\n".join(lines)
+    lines = [[str(n), *(f"{errors[i]:.1e}" for errors in rows.values())] for i, n in enumerate(steps)]
+    return report.table(["steps", *rows], lines)
 
 
-def plot(steps: Sequence[int], rows: dict[str, list[float]], path: Path) -> None:
-    import matplotlib
+def plot(numbers: report.Numbers, path: Path) -> None:
+    with report.figure(path, (6.4, 4.2)) as (_, axis):
+        for i, (name, errors) in enumerate(numbers["rows"].items()):
+            style, marker = ("-", ".") if i % 2 == 0 else ("--", "x")
+            axis.loglog(numbers["steps"], errors, style, color=f"C{i // 2}", marker=marker, label=name)
+        report.counted(axis, numbers["steps"], xlabel="steps", ylabel="largest difference from odeint")
+        axis.legend(fontsize=7)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for i, (name, errors) in enumerate(rows.items()):
-        axis.loglog(steps, errors, "-" if i % 2 == 0 else "--", color=f"C{i // 2}", marker=".x"[i % 2], label=name)
-    axis.set(xlabel="steps", ylabel="largest difference from odeint")
-    axis.set_xticks(steps, [str(n) for n in steps])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
-    figure.savefig(path, dpi=90)
+REPORT = report.Report(
+    "interop",
+    {("docs/interop.md", "interop"): lambda numbers: table(numbers["steps"], numbers["rows"])},
+    {"interop.png": plot},
+)
 
 
 def main() -> None:
+    out = report.parser(__doc__).parse_args().out
     rows = measure()
     print(table(STEPS, rows))
-    report.save("interop", {"command": "python benchmarks/agreement.py", "steps": STEPS, "rows": rows})
-    report.insert(ROOT / "docs" / "interop.md", "interop", table(STEPS, rows))
-    plot(STEPS, rows, ROOT / "docs" / "interop.png")
+    REPORT.write({"command": "python benchmarks/agreement.py", "steps": STEPS, "rows": rows}, out)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ Writes docs/degradation.jpg and the table of what was drawn to docs/training.md,
 
 import dataclasses
 import io
+from pathlib import Path
 
 import numpy as np
+import report
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from report import ROOT, insert
+from report import ROOT
 from torch import Tensor
 
 from backbones.pictures import degradation, procedural
@@ -34,12 +36,9 @@ def pictures() -> list[Tensor]:
 
 def table() -> str:
     """What each seed draws, a column a stage."""
-    lines = ["| seed | " + " | ".join(_STAGES) + " |", "|---|---|---|"]
     parameters = dataclasses.replace(REAL_ESRGAN, scale=SCALE)
-    for seed in SEEDS:
-        drawn = degradation.sample(parameters, np.random.default_rng(seed))
-        lines.append(f"| {seed} | {drawn} |")
-    return "\n".join(lines)
+    drawn = {seed: degradation.sample(parameters, np.random.default_rng(seed)) for seed in SEEDS}
+    return report.table(["seed", *_STAGES], [[str(seed), str(one)] for seed, one in drawn.items()])
 
 
 def sheet() -> Image.Image:
@@ -59,18 +58,25 @@ def sheet() -> Image.Image:
     return paper
 
 
-def main() -> None:
-    paper = sheet()
-    for quality in range(85, 40, -3):  # as good as the size allows
+def saved(paper: Image.Image, path: Path) -> None:
+    """As good as the size allows."""
+    for quality in range(85, 40, -3):
         buffer = io.BytesIO()
         paper.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() < MOST:
             break
-    path = ROOT / "docs" / "degradation.jpg"
     path.write_bytes(buffer.getvalue())
-    insert(ROOT / "docs" / "training.md", "degradation", table())
-    print(table())
     print(f"wrote {path}: {paper.width}x{paper.height}, {buffer.tell() / 1000:.0f} kB at quality {quality}")
+
+
+def main() -> None:
+    out = report.parser(__doc__).parse_args().out
+    if out is None:
+        report.insert(ROOT / "docs" / "training.md", "degradation", table())
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+    print(table())
+    saved(sheet(), (out or ROOT / "docs") / "degradation.jpg")
 
 
 if __name__ == "__main__":

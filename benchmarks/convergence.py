@@ -10,11 +10,10 @@ ode       distance to the solution of the probability-flow ODE (a two-component 
 default   the weak error again, on the default grid of `solve`, uniform in t down to t = 0, where lam goes like sqrt(t)
 
 All in float64 on scaled_linear noise and the cosine shift, from t1 = 1/2 (lam infinite), but for the last to t = 0.1. Prints a
-table and writes it into README.md and docs/methods.md, its numbers into benchmarks/results/convergence.json, and a plot,
+table and writes it into docs/methods.md, its numbers into benchmarks/results/convergence.json, and a plot,
 docs/convergence.png. tests/test_orders.py asserts these slopes.
 """
 
-import argparse
 import functools
 import math
 import warnings
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import report
 import torch
-from report import ROOT
 from torch import Tensor
 
 import dosde
@@ -213,61 +211,52 @@ def measure(counts: dict[str, tuple[int, ...]]) -> list[dict[str, object]]:
     return rows
 
 
-BRIEF = ("dos", "adams", "adams, corrector", "srk", "resshift", "ode", "ode, corrector")
-
-
-def table(rows: list[dict[str, object]], names: Sequence[str] = tuple(METHODS)) -> str:
-    """Markdown, as it stands in docs/methods.md, and in README.md for the names in BRIEF."""
-    lines = [
-        "| method | order | calls a step | expansion | strong | weak | ODE | weak, default grid to t = 0 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in (row for row in rows if row["method"] in names):
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown, as it stands in docs/methods.md."""
+    lines = []
+    for row in rows:
         slopes: dict[str, float] = row["slopes"]  # type: ignore[assignment]
         cells = [f"{slopes[k] + 0.0:.2f}" if k in slopes else "" for k in ("drift", "strong", "weak", "ode", "default")]
-        lines.append(f"| {row['method']} | {row['order']} | {1 + (row['method'] == 'srk')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([str(row["method"]), str(row["order"]), str(1 + (row["method"] == "srk")), *cells])
+    head = ["method", "order", "calls a step", "expansion", "strong", "weak", "ODE", "weak, default grid to t = 0"]
+    return report.table(head, lines)
 
 
-def plot(rows: list[dict[str, object]], counts: dict[str, tuple[int, ...]], path: Path) -> None:
-    import matplotlib
+def plot(numbers: report.Numbers, path: Path) -> None:
+    from matplotlib import colormaps
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained")
+    colours = {name: colormaps["tab20"](i) for i, name in enumerate(METHODS)}
     titles = {"drift": "expansion", "strong": "strong (one path)", "weak": "weak (exact law)", "ode": "ODE"}
-    colours = {name: plt.get_cmap("tab20")(i) for i, name in enumerate(METHODS)}
-    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
-        for row in rows:
-            errors: dict[str, list[float]] = row["errors"]  # type: ignore[assignment]
-            if kind in errors:
-                order = int(str(row["order"]))
-                style = {1: "-", 2: "--", 3: "-.", 4: ":"}[order]
-                label = f"{row['method']} {order}"
-                axis.loglog(counts[kind], errors[kind], style, color=colours[str(row["method"])], label=label, marker=".")
-        axis.set(title=title, xlabel="steps")
-        axis.set_xticks(counts[kind], [str(n) for n in counts[kind]])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=5)
-    axes[0].set_ylabel("error")
-    figure.savefig(path, dpi=90)
+    with report.figure(path, (15, 4.2), columns=4) as (_, axes):
+        for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+            for row in numbers["rows"]:
+                errors: dict[str, list[float]] = row["errors"]
+                if kind in errors:
+                    style = {1: "-", 2: "--", 3: "-.", 4: ":"}[row["order"]]
+                    label, colour = f"{row['method']} {row['order']}", colours[row["method"]]
+                    axis.loglog(numbers["steps"][kind], errors[kind], style, color=colour, label=label, marker=".")
+            report.counted(axis, numbers["steps"][kind], title=title, xlabel="steps")
+            axis.legend(fontsize=5)
+        axes[0].set_ylabel("error")
+
+
+REPORT = report.Report(
+    "convergence",
+    {("docs/methods.md", "convergence"): lambda numbers: table(numbers["rows"])},
+    {"convergence.png": plot},
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps; print only")
-    quick = parser.parse_args().quick
-    counts = QUICK if quick else COUNTS
+    given = parser.parse_args()
+    counts = QUICK if given.quick else COUNTS
     warnings.simplefilter("ignore", UserWarning)  # orders 4 on many uniform steps amplify, and say so
     rows = measure(counts)
     print(table(rows))
-    if not quick:
-        report.save("convergence", {"command": "python benchmarks/convergence.py", "steps": counts, "rows": rows})
-        report.insert(ROOT / "docs" / "methods.md", "convergence", table(rows))
-        report.insert(ROOT / "README.md", "convergence", table(rows, BRIEF))
-        plot(rows, counts, ROOT / "docs" / "convergence.png")
+    if given.out or not given.quick:
+        REPORT.write({"command": "python benchmarks/convergence.py", "steps": counts, "rows": rows}, given.out)
 
 
 if __name__ == "__main__":

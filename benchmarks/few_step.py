@@ -10,8 +10,8 @@ problems. Errors of the model are smooth in x and lam, of 2% and 5% of the resid
 their grid ends, at lam = 0.03, against the exact law there.
 """
 
-import argparse
 import functools
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,6 @@ import report
 import suite
 import torch
 from peers import PEERS, Peer
-from report import ROOT
 from suite import Problem, excess, geometric_mean
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from dosde import expansion, grid, method, presets
 from dosde.process import Process
 
 CALLS = (1, 2, 3, 4, 5, 7, 10, 15, 20)
-GOALS = (3, 5, 7, 10)
+COMPARED = (3, 5, 7, 10)
 SAMPLES, SEARCH = 2048, 256  # of each problem: for the numbers, for the choice of a peer's grid
 PROCESS = Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
 
@@ -197,7 +196,9 @@ def compare(quick: bool) -> dict[str, Any]:
     if quick:
         names = ["few_step", "few_step, tau 1", "Solver-3, released grid", "dpm++ 2m", "unipc 2 bh2", "dpm++ 3m sde"]
     jobs = [Job(name, calls, 0.0, quick) for name in names]
-    jobs += [Job(name, (5,) if quick else GOALS, err, quick) for err in ((0.05,) if quick else (0.02, 0.05)) for name in names]
+    jobs += [
+        Job(name, (5,) if quick else COMPARED, err, quick) for err in ((0.05,) if quick else (0.02, 0.05)) for name in names
+    ]
     count = 512 if quick else SAMPLES
     sets = problems_of(Job("", (), 0.0, quick))
     floors = {name: [p.floor(count) for p in problems] for name, problems in sets.items()}
@@ -219,6 +220,10 @@ def compare(quick: bool) -> dict[str, Any]:
 # -- What is shown --------------------------------------------------------------------------------------------------------
 
 
+def measured_at(row: dict[str, Any], calls: int, which: str) -> bool:
+    return not {calls, str(calls)}.isdisjoint(row["errors"][which])
+
+
 def mean_of(row: dict[str, Any], calls: int, which: str) -> float:
     by_calls = row["errors"][which]
     return geometric_mean(by_calls[calls] if calls in by_calls else by_calls[str(calls)])
@@ -227,66 +232,96 @@ def mean_of(row: dict[str, Any], calls: int, which: str) -> float:
 def table(numbers: dict[str, Any], which: str, err: float) -> str:
     """Markdown: a line a method. Bold: the least of each column."""
     rows = [row for row in numbers["rows"] if row["err"] == err]
-    calls = [n for n in numbers["calls"] if n in rows[0]["errors"][which] or str(n) in rows[0]["errors"][which]]
-    lines = ["| | noise | " + " | ".join(f"{n}" for n in calls) + " |", "|---|---|" + "---|" * len(calls)]
+    calls = [n for n in numbers["calls"] if measured_at(rows[0], n, which)]
+    lines = []
     least = {n: min(mean_of(row, n, which) for row in rows) for n in calls}
     for row in rows:
         values = [(mean_of(row, n, which), least[n]) for n in calls]
         cells = [f"**{v:.3f}**" if v == w else f"{v:.3f}" if v < 10 else "-" for v, w in values]
-        lines.append(f"| {row['name']} | {'yes' if row['stochastic'] else ''} | " + " | ".join(cells) + " |")
+        lines.append([row["name"], "yes" if row["stochastic"] else "", *cells])
     floor = f"*{geometric_mean(numbers['floors'][which]):.3f}*"
-    lines.append(f"| *exact samples* | | {' | '.join([floor] * len(calls))} |")
-    return "\n".join(lines)
+    return report.table(["", "noise", *map(str, calls)], [*lines, ["*exact samples*", "", *[floor] * len(calls)]])
 
 
-def goals(numbers: dict[str, Any], which: str) -> list[str]:
-    """One line a goal, met or not."""
+@dataclass(frozen=True)
+class Comparison:
+    """An error of ours beside one of others. goal: the key in benchmarks/results/goals.json of a bound for the ratio."""
+
+    what: str
+    goal: str
+    ours: float
+    theirs: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.theirs if self.theirs else math.inf if self.ours else 0.0
+
+    def __str__(self) -> str:
+        ratio = f"ratio {self.ratio:.2f}" if self.theirs else "which is the floor"
+        return f"- {self.what}: {self.ours:.4f} against {self.theirs:.4f} ({ratio})"
+
+
+def comparisons(numbers: dict[str, Any], which: str) -> list[Comparison]:
+    """Ours against Solver-3 and against the best of the others at each number of calls."""
     rows = {(row["name"], row["err"]): row for row in numbers["rows"]}
     peers = [row for row in numbers["rows"] if row["peer"]]
     floor = geometric_mean(numbers["floors"][which])
     few, third = rows["few_step", 0.0], rows["Solver-3, released grid", 0.0]
-    lines = []
 
-    def line(what: str, ours: float, theirs: float, most: float) -> None:
-        met = "met" if ours <= most * theirs else "NOT met"
-        ratio = f"ratio {ours / theirs:.2f}, goal {most:g}" if theirs else "which is the floor"
-        lines.append(f"- {what}: {ours:.4f} against {theirs:.4f} ({ratio}: {met})")
+    def best(rivals: list[dict[str, Any]], calls: int) -> dict[str, Any]:
+        return min(rivals, key=lambda row: mean_of(row, calls, which))
 
-    best = min(mean_of(third, n, which) for n in numbers["calls"])
-    line("W at 3 calls, and of Solver-3 at its best number of calls", mean_of(few, 3, which), best, 1)
-    line("W at 5 calls, and of Solver-3 at 5", mean_of(few, 5, which), mean_of(third, 5, which), 0.25)
-    for name, stochastic, most in (
-        ("few_step", False, 0.5),
-        ("few_step, tau 1/2", True, 0.75),
-        ("few_step, tau 1", True, 0.75),
-    ):
-        for n in GOALS:
-            if n not in numbers["calls"] or (name, 0.0) not in rows:
-                continue
-            rivals = [row for row in peers if row["err"] == 0 and (row["stochastic"] or not stochastic)]
-            rival = min(rivals, key=lambda row: mean_of(row, n, which))
+    least = min(mean_of(third, n, which) for n in numbers["calls"])
+    at_best, at_5 = "W at 3 calls over that of Solver-3 at its best", "W at 5 calls over that of Solver-3 at 5"
+    made = [
+        Comparison("W at 3 calls, and of Solver-3 at its best number of calls", at_best, mean_of(few, 3, which), least),
+        Comparison("W at 5 calls, and of Solver-3 at 5", at_5, mean_of(few, 5, which), mean_of(third, 5, which)),
+    ]
+    for name, stochastic in (("few_step", False), ("few_step, tau 1/2", True), ("few_step, tau 1", True)):
+        if (name, 0.0) not in rows:
+            continue
+        for n in (n for n in COMPARED if n in numbers["calls"]):
+            rival = best([row for row in peers if row["err"] == 0 and (row["stochastic"] or not stochastic)], n)
             ours, theirs = (excess(mean_of(row, n, which), floor) for row in (rows[name, 0.0], rival))
-            line(
-                f"excess of {name} at {n}, and of the best {'stochastic ' * stochastic}peer, {rival['name']}",
-                ours,
-                theirs,
-                most,
-            )
+            what = f"excess of {name} at {n}, and of the best {'stochastic ' * stochastic}peer, {rival['name']}"
+            made.append(Comparison(what, f"excess of {name} over that of the best peer", ours, theirs))
     for err in sorted({row["err"] for row in peers} - {0.0}):
-        for n in GOALS:
-            if n in few["errors"][which] or str(n) in few["errors"][which]:
-                rivals = [
-                    row for row in peers if row["err"] == err and (n in row["errors"][which] or str(n) in row["errors"][which])
-                ]
-                if rivals:
-                    rival = min(rivals, key=lambda row: mean_of(row, n, which))
-                    ours, theirs = mean_of(rows["few_step", err], n, which), mean_of(rival, n, which)
-                    line(f"W at {n} with a model wrong by {err:.0%}, and of the best peer, {rival['name']}", ours, theirs, 1)
-    return lines
+        for n in (n for n in COMPARED if measured_at(few, n, which)):
+            rivals = [row for row in peers if row["err"] == err and measured_at(row, n, which)]
+            if rivals:
+                rival = best(rivals, n)
+                what = f"W at {n} with a model wrong by {err:.0%}, and of the best peer, {rival['name']}"
+                ours = mean_of(rows["few_step", err], n, which)
+                made.append(Comparison(what, "W with a wrong model over that of the best peer", ours, mean_of(rival, n, which)))
+    return made
+
+
+def judged(numbers: dict[str, Any]) -> str:
+    """The goals beside the ratios."""
+    return report.judged(
+        "few_step",
+        [(f"{which}: {one.what}", one.goal, one.ratio) for which in numbers["problems"] for one in comparisons(numbers, which)],
+    )
+
+
+BRIEF = (
+    *("few_step", "few_step, tau 1", *(f"Solver-{k}, released grid" for k in (1, 2, 3))),
+    *("dpm++ 2m", "dpm++ 3m sde", "deis log 3", "unipc 3 bh2"),
+)
+
+
+def brief(numbers: dict[str, Any]) -> str:
+    """What stands in docs/few_steps.md: some rows, and the best of all peers at each number of calls."""
+    rows = [row for row in numbers["rows"] if row["err"] == 0]
+    peers = [row for row in rows if row["peer"]]
+    best = {n: [min(mean_of(row, n, "held out") for row in peers)] for n in numbers["calls"]}
+    row = {"name": f"the best of {len(peers)} samplers", "err": 0.0, "stochastic": False, "errors": {"held out": best}}
+    shown = [row for name in BRIEF for row in rows if row["name"] == name]
+    return table(numbers | {"rows": [*shown, row]}, "held out", 0.0)
 
 
 def document(numbers: dict[str, Any]) -> str:
-    """What stands in docs/few_steps.md."""
+    """What stands in benchmarks/results/few_step.md."""
     parts = []
     for which, problems in numbers["problems"].items():
         parts += [
@@ -298,34 +333,24 @@ def document(numbers: dict[str, Any]) -> str:
     for err in sorted({row["err"] for row in numbers["rows"]} - {0.0}):
         parts += [f"Held out, models wrong by {err:.0%}:", "", table(numbers, "held out", err), ""]
     for which in numbers["problems"]:
-        parts += [f"Goals, {which}:", "", *goals(numbers, which), ""]
+        parts += [f"Against the best of the others, {which}:", "", *map(str, comparisons(numbers, which)), ""]
     return "\n".join(parts).rstrip()
 
 
-def plot(numbers: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
-    for axis, stochastic in zip(axes, (False, True), strict=True):
-        rows = [
-            row for row in numbers["rows"] if row["err"] == 0 and row["stochastic"] == stochastic and "scale" not in row["name"]
-        ]
-        for row in rows:
-            ours = row["name"].startswith("few_step")
-            values = [mean_of(row, n, "held out") for n in numbers["calls"]]
-            style = {"linewidth": 2.5, "zorder": 3} if ours else {"linewidth": 1, "alpha": 0.8}
-            axis.loglog(numbers["calls"], values, label=row["name"], marker=".", **style)
-        axis.axhline(geometric_mean(numbers["floors"]["held out"]), color="k", linestyle=":", label="exact samples")
-        axis.set(title="with noise" if stochastic else "ODE", xlabel="model calls", ylim=(0.03, 1.3))
-        axis.set_xticks(numbers["calls"], [str(n) for n in numbers["calls"]])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6, ncols=2)
-    axes[0].set_ylabel("sliced W2 / residual scale, held-out problems")
-    figure.savefig(path, dpi=90)
+def plot(numbers: report.Numbers, path: Path) -> None:
+    exact = [row for row in numbers["rows"] if row["err"] == 0 and "scale" not in row["name"]]
+    with report.figure(path, (12, 4.6), columns=2, sharey=True) as (_, axes):
+        for axis, stochastic in zip(axes, (False, True), strict=True):
+            for row in (row for row in exact if row["stochastic"] == stochastic):
+                ours = row["name"].startswith("few_step")
+                values = [mean_of(row, n, "held out") for n in numbers["calls"]]
+                style = {"linewidth": 2.5, "zorder": 3} if ours else {"linewidth": 1, "alpha": 0.8}
+                axis.loglog(numbers["calls"], values, label=row["name"], marker=".", **style)
+            axis.axhline(geometric_mean(numbers["floors"]["held out"]), color="k", linestyle=":", label="exact samples")
+            title = "with noise" if stochastic else "ODE"
+            report.counted(axis, numbers["calls"], title=title, xlabel="model calls", ylim=(0.03, 1.3))
+            axis.legend(fontsize=6, ncols=2)
+        axes[0].set_ylabel("sliced W2 / residual scale, held-out problems")
 
 
 # -- ResShift's process ---------------------------------------------------------------------------------------------------
@@ -357,35 +382,35 @@ def resshift_table(count: int = SAMPLES) -> dict[str, Any]:
 
 
 def resshift_document(numbers: dict[str, Any]) -> str:
-    lines = ["| on ResShift's process | 4 calls | 15 calls |", "|---|---|---|"]
-    for name, by_calls in numbers["rows"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{geometric_mean(by_calls[n]):.3f}" for n in ("4", "15")) + " |")
-    floor = geometric_mean(numbers["floors"])
-    return "\n".join([*lines, f"| *exact samples* | *{floor:.3f}* | *{floor:.3f}* |"])
+    """What stands in benchmarks/results/few_step.md."""
+    lines = [[name, *(f"{geometric_mean(by_calls[n]):.3f}" for n in ("4", "15"))] for name, by_calls in numbers["rows"].items()]
+    floor = f"*{geometric_mean(numbers['floors']):.3f}*"
+    return report.table(["on ResShift's process", "4 calls", "15 calls"], [*lines, ["*exact samples*", floor, floor]])
+
+
+TABLES = "benchmarks/results/few_step.md"
+REPORT = report.Report(
+    "few_step", {("docs/few_steps.md", "few_step_brief"): brief, (TABLES, "few_step"): document}, {"few_steps.png": plot}
+)
+RESSHIFT = report.Report("few_step_resshift", {(TABLES, "few_step_resshift"): resshift_document})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of the problems, methods and calls; print only")
     parser.add_argument("--process", choices=("dossr", "resshift"), default="dossr", help="the process (default: dossr)")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     begun = time.monotonic()
     torch.set_num_threads(1)  # a process a core is faster
-    if arguments.process == "resshift":
-        numbers = resshift_table(512 if arguments.quick else SAMPLES)
-        name, text = "few_step_resshift", resshift_document(numbers)
+    if given.process == "resshift":
+        written, numbers = RESSHIFT, resshift_table(512 if given.quick else SAMPLES)
+        print(resshift_document(numbers))
     else:
-        numbers = compare(arguments.quick)
-        if not arguments.quick:
-            report.save("few_step", numbers)
-        name, text = "few_step", document(numbers)
-    print(text)
+        written, numbers = REPORT, compare(given.quick)
+        print(document(numbers), judged(numbers), sep="\n\n")
     print(f"\n{time.monotonic() - begun:.0f} s")
-    if not arguments.quick:
-        report.save(name, numbers)
-        report.insert(ROOT / "docs" / "few_steps.md", name, text)
-        if name == "few_step":
-            plot(numbers, ROOT / "docs" / "few_steps.png")
+    if given.out or not given.quick:
+        written.write(numbers, given.out)
 
 
 if __name__ == "__main__":

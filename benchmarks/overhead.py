@@ -20,12 +20,12 @@ import time
 import types
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import report
 import torch
-from report import ROOT
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -215,73 +215,97 @@ def count(shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
     return result
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(r["name"] for r in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
-    for axis, noise in zip(axes, ("prefilled", "drawn"), strict=True):
-        for i, name in enumerate(names):
-            us = [next(r["us"] for r in rows if (r["shape"], r["noise"], r["name"]) == (s, noise, name)) for s in SHAPES]
-            x = [j + (i - len(names) / 2) * 0.13 for j in range(len(SHAPES))]
-            axis.bar(x, us, 0.12, label=name, color="0.7" if name == "floor" else f"C{i}")
-        axis.set(yscale="log", title=f"noise {noise}", xticks=range(len(SHAPES)))
-        axis.set_xticklabels([str(s) for s in SHAPES], fontsize=8)
-    axes[0].set_ylabel("microseconds a step")
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=90)
+def plot(numbers: report.Numbers, path: Path) -> None:
+    us = {(tuple(r["shape"]), r["noise"], r["name"]): r["us"] for r in numbers["times"]}
+    names = list(dict.fromkeys(r["name"] for r in numbers["times"]))
+    with report.figure(path, (11, 3.8), columns=2, sharey=True) as (_, axes):
+        for axis, noise in zip(axes, ("prefilled", "drawn"), strict=True):
+            for i, name in enumerate(names):
+                x = [j + (i - len(names) / 2) * 0.13 for j in range(len(SHAPES))]
+                colour = "0.7" if name == "floor" else f"C{i}"
+                axis.bar(x, [us[shape, noise, name] for shape in SHAPES], 0.12, label=name, color=colour)
+            axis.set(yscale="log", title=f"noise {noise}", xticks=range(len(SHAPES)))
+            axis.set_xticklabels([str(s) for s in SHAPES], fontsize=8)
+        axes[0].set_ylabel("microseconds a step")
+        axes[0].legend(fontsize=7)
 
 
 def table(rows: list[dict[str, Any]], counts: dict[str, dict[str, float]]) -> str:
     """Markdown, as it stands in docs/benchmarks.md."""
     names = list(dict.fromkeys(r["name"] for r in rows))
     cells = {(tuple(r["shape"]), r["noise"], r["name"]): f"{r['us']:.0f} ({r['ratio']:.2f})" for r in rows}
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for shape in SHAPES:
-        lines += [
-            f"| {shape}, noise {noise} | " + " | ".join(cells[shape, noise, n] for n in names) + " |"
-            for noise in ("prefilled", "drawn")
-        ]
+    lines = [
+        [f"{shape}, noise {noise}", *(cells[shape, noise, n] for n in names)]
+        for shape in SHAPES
+        for noise in ("prefilled", "drawn")
+    ]
     for label, key in (("operations on latents a step", "operations"), ("latents alive", "alive")):
-        counted = [f"{counts[n][key]:.3g}" if n in counts else "" for n in names]
-        lines += [f"| {label} | " + " | ".join(counted) + " |"]
-    return "\n".join(lines)
+        lines.append([label, *(f"{counts[n][key]:.3g}" if n in counts else "" for n in names)])
+    return report.table(["", *names], lines)
 
 
-def goals(rows: list[dict[str, Any]], counts: dict[str, dict[str, float]]) -> str:
-    """The three goals in one line each."""
+@dataclass(frozen=True)
+class Summary:
+    """Of the times with prefilled noise and the counts. least, beside: the least ratios of STOCHASTIC over ours."""
+
+    least: dict[str, float]
+    beside: dict[str, float]
+    """Over ours with the corrector."""
+    floor: float
+    """A step of ours at the largest shape over the memory floor."""
+    alive: dict[str, float]
+
+
+def summary(rows: list[dict[str, Any]], counts: dict[str, dict[str, float]]) -> Summary:
     prefilled = [r for r in rows if r["noise"] == "prefilled"]
-    least = {n: min(r["ratio"] for r in prefilled if r["name"] == n) for n in STOCHASTIC if n in counts}
-    others = ", ".join(f"{name} {ratio:.2f}" for name, ratio in least.items())
+    others = [n for n in STOCHASTIC if n in counts]
     corrected = {tuple(r["shape"]): r["ratio"] for r in prefilled if r["name"] == CORRECTED}
-    beside = {
-        n: min(r["ratio"] / corrected[tuple(r["shape"])] for r in prefilled if r["name"] == n)
-        for n in STOCHASTIC
-        if n in counts
-    }
-    with_corrector = ", ".join(f"{name} {ratio:.2f}" for name, ratio in beside.items())
     bound = next(r["ratio"] for r in prefilled if r["name"] == "floor" and tuple(r["shape"]) == SHAPES[-1])
-    return (
-        f"With noise prefilled, at the size least favourable to us, the stochastic ones take so many times as long: {others} "
-        f"(goal: 2); of ours with the corrector: {with_corrector}. "
-        f"At {SHAPES[-1]} a step takes {1 / bound:.2f} times the memory floor (goal: at most 2). "
-        f"Latents alive: {counts[OURS]['alive']} (goal: at most order + 3 = {ORDER + 3}), "
-        f"with the corrector {counts[CORRECTED]['alive']} (order + 4), matched {counts[FEW]['alive']}."
+    return Summary(
+        {n: min(r["ratio"] for r in prefilled if r["name"] == n) for n in others},
+        {n: min(r["ratio"] / corrected[tuple(r["shape"])] for r in prefilled if r["name"] == n) for n in others},
+        1 / bound,
+        {n: counts[n]["alive"] for n in (OURS, CORRECTED, FEW)},
     )
 
 
+def said(rows: list[dict[str, Any]], counts: dict[str, dict[str, float]]) -> str:
+    """The summary in a few sentences, as it stands in docs/benchmarks.md."""
+    s = summary(rows, counts)
+    least, beside = (", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()) for ratios in (s.least, s.beside))
+    return (
+        f"With noise prefilled, at the size least favourable to us, the stochastic ones take so many times as long: {least}; "
+        f"of ours with the corrector: {beside}. At {SHAPES[-1]} a step takes {s.floor:.2f} times the memory floor. "
+        f"Latents alive: {s.alive[OURS]} (order + 3), with the corrector {s.alive[CORRECTED]} (order + 4), "
+        f"matched {s.alive[FEW]}."
+    )
+
+
+def judged(rows: list[dict[str, Any]], counts: dict[str, dict[str, float]]) -> str:
+    """The goals beside the summary."""
+    s = summary(rows, counts)
+    stochastic, floor, alive = report.goals("overhead")
+    measured = [(f"{stochastic}: {name}", stochastic, ratio) for name, ratio in s.least.items()]
+    return report.judged("overhead", [*measured, (floor, floor, s.floor), (alive, alive, s.alive[OURS] - ORDER)])
+
+
+REPORT = report.Report(
+    "overhead",
+    {
+        ("docs/benchmarks.md", "overhead"): lambda numbers: (
+            table(numbers["times"], numbers["counts"]) + "\n\n" + said(numbers["times"], numbers["counts"])
+        )
+    },
+    {"overhead.png": plot},
+)
+
+
 def main() -> None:
+    out = report.parser(__doc__).parse_args().out
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {STEPS} steps; in brackets: over {OURS}\n")
     rows, counts = measure(), count(SHAPES[0])
-    text = table(rows, counts) + "\n\n" + goals(rows, counts)
-    print(text)
-    numbers = {"command": "python benchmarks/overhead.py", "torch": torch.__version__, "times": rows, "counts": counts}
-    report.save("overhead", numbers)
-    report.insert(ROOT / "docs" / "benchmarks.md", "overhead", text)
-    plot(rows, ROOT / "docs" / "overhead.png")
+    print(table(rows, counts), said(rows, counts), judged(rows, counts), sep="\n\n")
+    REPORT.write({"command": "python benchmarks/overhead.py", "torch": torch.__version__, "times": rows, "counts": counts}, out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ by texture.
 Writes benchmarks/results/paper_tables.json, docs/paper_tables.png and the tables of docs/paper_tables.md.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -332,7 +331,7 @@ def text(key: str, rows: list[dict[str, Any]]) -> str:
     own = TABLES[key].rows
     with_ssim = any(row.paper[1] is not None for row in own)
     head = ["", "PSNR", "SSIM", "spectrum, dB", "texture", "paper: MUSIQ", *(["SSIM"] if with_ssim else [])]
-    lines = [f"**{TABLES[key].title}**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for one, row in zip(own, rows, strict=True):
         spread = max(row["texture"]) - min(row["texture"])
         cells = [one.name, f"{mean(row, 'psnr'):.2f}", f"{mean(row, 'ssim'):.4f}", f"{mean(row, 'spectrum'):.2f}"]
@@ -340,41 +339,38 @@ def text(key: str, rows: list[dict[str, Any]]) -> str:
         cells += ["" if value is None else f"{value:.{digits}f}" for value, digits in zip(one.paper, (2, 4), strict=True)][
             : 2 if with_ssim else 1
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", verdict(key, rows)])
+        lines.append(cells)
+    return "\n".join([f"**{TABLES[key].title}**", "", report.table(head, lines), "", verdict(key, rows)])
 
 
 def document(numbers: dict[str, Any]) -> str:
     return "\n\n".join(text(key, numbers["tables"][key]) for key in TABLES)
 
 
-def plot(numbers: dict[str, Any], path: Path) -> None:
+def plot(numbers: report.Numbers, path: Path) -> None:
     """Every row, texture over PSNR; Figure 4 as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
     seen: set[tuple[float, float]] = set()
-    for key, table in TABLES.items():
-        points = [(mean(row, "psnr"), mean(row, "texture")) for row in numbers["tables"][key]]
-        if key == "fig4":
-            axis.plot(*zip(*points, strict=True), "k.-", lw=1, ms=3, label="Solver-3, 1 to 7 calls")
-            continue
-        for one, point in zip(table.rows, points, strict=True):
-            inside = point[0] > 24 and point not in seen
-            if inside:
-                axis.plot(*point, "osD^vP"[len(seen) % 6], color=f"C{len(seen) % 10}", ms=6, label=one.name)
-                seen.add(point)
-    axis.set(xlabel="PSNR, dB", ylabel="error of the texture", title="without those below 24 dB: EDM, cold diffusion")
-    axis.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right center")
-    figure.savefig(path, dpi=90)
+    with report.figure(path, (9, 5)) as (figure, axis):
+        for key, table in TABLES.items():
+            points = [(mean(row, "psnr"), mean(row, "texture")) for row in numbers["tables"][key]]
+            if key == "fig4":
+                axis.plot(*zip(*points, strict=True), "k.-", lw=1, ms=3, label="Solver-3, 1 to 7 calls")
+                continue
+            for one, point in zip(table.rows, points, strict=True):
+                inside = point[0] > 24 and point not in seen
+                if inside:
+                    axis.plot(*point, "osD^vP"[len(seen) % 6], color=f"C{len(seen) % 10}", ms=6, label=one.name)
+                    seen.add(point)
+        axis.set(xlabel="PSNR, dB", ylabel="error of the texture", title="without those below 24 dB: EDM, cold diffusion")
+        axis.grid(alpha=0.3)
+        figure.legend(fontsize=8, loc="outside right center")
+
+
+REPORT = report.Report("paper_tables", {("docs/paper_tables.md", "paper_tables"): document}, {"paper_tables.png": plot})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--train", nargs="*", metavar="NAME", choices=NAMES, help="train these, or all, first")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="of --train")
     arguments = parser.parse_args()
@@ -390,9 +386,7 @@ def main() -> None:
         print(text(key, tables[key]), end="\n\n", flush=True)
     trained = {name: [_cost(name, seed) for seed in SEEDS] for name in NAMES}
     numbers = {"pictures": list(every), "seeds": SEEDS, "trained": trained, "tables": tables}
-    report.save("paper_tables", numbers)
-    report.insert(ROOT / "docs" / "paper_tables.md", "paper_tables", document(numbers))
-    plot(numbers, ROOT / "docs" / "paper_tables.png")
+    REPORT.write(numbers, arguments.out)
 
 
 def _cost(name: str, seed: int) -> dict[str, float]:

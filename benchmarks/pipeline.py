@@ -36,8 +36,6 @@ import torch
 from report import ROOT
 from torch import nn
 
-GOALS = {"float32": 0.75, "bfloat16": 0.45}
-SMALL_PART = 0.01  # goal: solver and glue of the whole
 STAGES = ("text", "preprocess", "encode", "ControlNet", "U-Net", "solver", "decode", "colour", "glue")
 OURS, RELEASED = "ours", "released"
 
@@ -382,50 +380,74 @@ def label(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, as it stands in docs/benchmarks.md."""
     stages = [stage for stage in STAGES if any(median(row)[stage] for row in rows)]
-    lines = ["| seconds | " + " | ".join(stages) + " | total |", "|---" * (len(stages) + 2) + "|"]
+    lines = []
     for row in rows:
-        cells = [f"{median(row)[stage]:.3g}" if median(row)[stage] else "" for stage in (*stages, "total")]
-        lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        seconds = [median(row)[stage] for stage in (*stages, "total")]
+        lines.append([label(row), *(f"{value:.3g}" if value else "" for value in seconds)])
+    return report.table(["seconds", *stages, "total"], lines)
 
 
-def goals(rows: list[dict[str, Any]]) -> str:
-    """What the goals ask for, a line each."""
-    part = max((median(r)["solver"] + median(r)["glue"]) / median(r)["total"] for r in rows if r["name"] == OURS)
-    lines = [f"Solver and glue: at most {part:.2%} of the total (goal: {SMALL_PART:.0%})."]
-    for row in rows:
-        if row["name"] != OURS:
-            continue
-        for other, goal in (("float32", f" (goal: at most {GOALS.get(row['dtype'], 1)})"), (row["dtype"], "")):
+def small_part(rows: list[dict[str, Any]]) -> float:
+    """Solver and glue over the total, where that is the most."""
+    return max((median(r)["solver"] + median(r)["glue"]) / median(r)["total"] for r in rows if r["name"] == OURS)
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, float]]:
+    """(row of ours, type of the released computation, ours over it): in float32, and in the type of the row."""
+    found = []
+    for row in (row for row in rows if row["name"] == OURS):
+        for other in dict.fromkeys(("float32", row["dtype"])):
             over = find(rows, row, RELEASED, other)
-            if over is not None and (goal or other != "float32"):
-                lines.append(f"{label(row)}: {ratio(row, over):.3f} of the time of the released computation in {other}{goal}.")
+            if over is not None:
+                found.append((row, other, ratio(row, over)))
+    return found
+
+
+def said(rows: list[dict[str, Any]]) -> str:
+    """A line a ratio."""
+    lines = [f"Solver and glue: at most {small_part(rows):.2%} of the total."]
+    for row, other, value in ratios(rows):
+        lines.append(f"{label(row)}: {value:.3f} of the time of the released computation in {other}.")
     return "\n".join(lines)
+
+
+def judged(rows: list[dict[str, Any]]) -> str:
+    """The goals beside what was measured."""
+    part, *wanted = report.goals("pipeline")
+    measured = [(part, part, small_part(rows))]
+    for row, other, value in ratios(rows):
+        key = f"{row['dtype']} over the released computation in {other}"
+        if key in wanted:
+            measured.append((label(row), key, value))
+    return report.judged("pipeline", measured)
 
 
 def text(rows: list[dict[str, Any]]) -> str:
     """What goes into docs/benchmarks.md."""
-    return table(rows) + "\n\n" + goals(rows).replace("\n", "  \n")
+    return table(rows) + "\n\n" + said(rows).replace("\n", "  \n")
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.5 * len(rows)), layout="constrained")
+def plot(numbers: report.Numbers, path: Path) -> None:
+    rows = numbers["rows"]
     names = [label(row) for row in rows]
     left = [0.0] * len(rows)
-    for i, stage in enumerate(STAGES):
-        widths = [median(row)[stage] for row in rows]
-        axis.barh(names, widths, left=left, label=stage, color=f"C{i}")
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axis.invert_yaxis()
-    axis.set_xlabel("seconds")
-    axis.legend(fontsize=7, ncols=len(STAGES), loc="lower center", bbox_to_anchor=(0.4, 1.0), columnspacing=1, handlelength=1)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    with report.figure(path, (9, 0.8 + 0.5 * len(rows))) as (_, axis):
+        for i, stage in enumerate(STAGES):
+            widths = [median(row)[stage] for row in rows]
+            axis.barh(names, widths, left=left, label=stage, color=f"C{i}")
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axis.invert_yaxis()
+        axis.set_xlabel("seconds")
+        where = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "columnspacing": 1, "handlelength": 1}
+        axis.legend(fontsize=7, ncols=len(STAGES), **where)
+
+
+def reported(name: str) -> report.Report:
+    """The report under a name; a table where docs/benchmarks.md has marks of that name."""
+    document = "docs/benchmarks.md"
+    marked = f"<!-- {name}: begin -->" in (ROOT / document).read_text()
+    tables = {(document, name): lambda numbers: text(numbers["rows"])} if marked else {}
+    return report.Report(name, tables, {f"{name}.png": plot})
 
 
 def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -437,7 +459,7 @@ def _tile(given: str) -> str | int | None:
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = report.parser(__doc__)
     parser.add_argument("--weights", help="a folder that `dosde convert` wrote, instead of random weights")
     parser.add_argument("--size", choices=("full", "small"), default="full", help="of the random weights")
     parser.add_argument("--device", default="cpu")
@@ -467,7 +489,7 @@ def numbers(options: argparse.Namespace) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     cuda = options.device.startswith("cuda")
-    asked = {name: value for name, value in vars(options).items() if value not in (None, False) and name != "name"}
+    asked = {name: value for name, value in vars(options).items() if value not in (None, False) and name not in ("name", "out")}
     device = torch.cuda.get_device_name(options.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     return {
         "command": "python benchmarks/pipeline.py",
@@ -482,13 +504,10 @@ def main() -> None:
     options = parsed()
     made = numbers(options)
     if options.name:
-        report.save(options.name, made)
-    print(f"\ntorch {made['torch']}, {made['device']}\n\n{text(made['rows'])}")
+        report.save(options.name, made, options.out or report.RESULTS)  # before anything can go wrong
+    print(f"\ntorch {made['torch']}, {made['device']}\n\n{text(made['rows'])}\n\n{judged(made['rows'])}")
     if options.name:
-        document = ROOT / "docs" / "benchmarks.md"
-        if f"<!-- {options.name}: begin -->" in document.read_text():
-            report.insert(document, options.name, text(made["rows"]))
-        plot(made["rows"], ROOT / "docs" / f"{options.name}.png")
+        reported(options.name).write(made, options.out)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from typing import Any
 
 import report
 import torch
-from report import ROOT
 
 TILE = 512
 PICTURE = 12  # bytes a pixel: float32, three channels
@@ -113,17 +112,17 @@ def stages() -> list[dict[str, Any]]:
 
 def stage_table(rows: list[dict[str, Any]]) -> str:
     """C s a pixel (preprocess: of its input; solve: of the latent)."""
-    lines = ["| stage | type | measured, C s a pixel | estimate |", "|---|---|---|---|"]
-    return "\n".join(lines + [f"| {r['stage']} | {r['dtype']} | {r['measured']:.1f} | {r['estimate']:.0f} |" for r in rows])
+    lines = [[r["stage"], r["dtype"], f"{r['measured']:.1f}", f"{r['estimate']:.0f}"] for r in rows]
+    return report.table(["stage", "type", "measured, C s a pixel", "estimate"], lines)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Peak, and its growth over the row above, in pictures of what grew."""
-    lines = ["| output | peak above the weights, MiB | one picture, MiB | growth, in pictures |", "|---|---|---|---|"]
+    lines = []
     for before, row in zip([None, *rows], rows, strict=False):
         growth = "" if before is None else f"{growth_of(before, row):.2f}"
-        lines.append(f"| {row['side']}² | {row['peak']:.0f} | {PICTURE * row['side'] ** 2 / 2**20:.0f} | {growth} |")
-    return "\n".join(lines)
+        lines.append([f"{row['side']}²", f"{row['peak']:.0f}", f"{PICTURE * row['side'] ** 2 / 2**20:.0f}", growth])
+    return report.table(["output", "peak above the weights, MiB", "one picture, MiB", "growth, in pictures"], lines)
 
 
 def growth_of(small: dict[str, Any], large: dict[str, Any]) -> float:
@@ -131,24 +130,30 @@ def growth_of(small: dict[str, Any], large: dict[str, Any]) -> float:
     return float((large["peak"] - small["peak"]) * 2**20 / (PICTURE * (large["side"] ** 2 - small["side"] ** 2)))
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+def plot(numbers: report.Numbers, path: Path) -> None:
+    rows = numbers["rows"]
     sides = [row["side"] for row in rows]
-    ax.loglog(sides, [row["peak"] for row in rows], "o-", label="peak above the weights")
-    ax.loglog(sides, [PICTURE * side**2 / 2**20 for side in sides], "k:", label="one picture, float32")
-    ax.set_xticks(sides, [f"{side}²" for side in sides], minor=False)
-    ax.minorticks_off()
-    ax.set_xlabel("output, pixels")
-    ax.set_ylabel("MiB")
-    ax.legend(frameon=False)
-    fig.savefig(path, dpi=120)
-    plt.close(fig)
+    with report.figure(path, (6, 3.6), dpi=120) as (_, axis):
+        axis.loglog(sides, [row["peak"] for row in rows], "o-", label="peak above the weights")
+        axis.loglog(sides, [PICTURE * side**2 / 2**20 for side in sides], "k:", label="one picture, float32")
+        axis.set_xticks(sides, [f"{side}²" for side in sides], minor=False)
+        axis.minorticks_off()
+        axis.set(xlabel="output, pixels", ylabel="MiB")
+        axis.legend(frameon=False)
+
+
+REPORT = report.Report(
+    "pipeline_memory",
+    {
+        ("docs/benchmarks.md", "pipeline_memory"): lambda numbers: table(numbers["rows"]),
+        ("docs/benchmarks.md", "pipeline_stages"): lambda numbers: stage_table(numbers["stages"]),
+    },
+    {"pipeline_memory.png": plot},
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing is written")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -163,10 +168,7 @@ def main() -> None:
         print(table(rows))
         return
     parts = child("stages")
-    report.save("pipeline_memory", {"tile": TILE, "rows": rows, "stages": parts})
-    plot(rows, ROOT / "docs" / "pipeline_memory.png")
-    report.insert(ROOT / "docs" / "benchmarks.md", "pipeline_memory", table(rows))
-    report.insert(ROOT / "docs" / "benchmarks.md", "pipeline_stages", stage_table(parts))
+    REPORT.write({"tile": TILE, "rows": rows, "stages": parts}, options.out)
     print(f"{table(rows)}\n\n{stage_table(parts)}")
 
 

@@ -5,7 +5,6 @@ told apart: Solver-1 is judged at lam = 0.03 where its grid ends, which flatters
 calls both are at the error of exact samples, where the draws decide. About two minutes.
 """
 
-import argparse
 import functools
 import multiprocessing
 from pathlib import Path
@@ -15,7 +14,6 @@ import few_step
 import report
 import suite
 import torch
-from report import ROOT
 
 CALLS = (1, 2, 3, 5, 10, 25, 50)
 END = 0.03  # lam at the end of the released grid
@@ -47,50 +45,48 @@ def kind(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: cases by kind, and the worst of each."""
-    lines = ["| few_step against Solver-1 | cases | worst ratio | of it: problem, calls, order, tau | errors | exact samples |"]
-    lines.append("|---|---|---|---|---|---|")
     kinds = ["at most 5% worse", "more, scale below the noise that Solver-1 ends with"]
+    lines = []
     for name in [*kinds, "more, Solver-1 within 1.5 of exact samples", "more, otherwise"]:
         cases = [row for row in rows if kind(row) == name]
         if not cases:
-            lines.append(f"| {name} | 0 | | | | |")
+            lines.append([name, "0", "", "", "", ""])
             continue
         worst = max(cases, key=lambda row: row["few_step"] / row["solver_1"])
         what = f"{worst['problem']}, {worst['calls']}, {worst['order']}, {worst['tau']:g}"
-        errors = f"{worst['few_step']:.3f}, {worst['solver_1']:.3f} | {worst['floor']:.3f}"
-        lines.append(f"| {name} | {len(cases)} | {worst['few_step'] / worst['solver_1']:.2f} | {what} | {errors} |")
-    return "\n".join(lines)
+        errors = f"{worst['few_step']:.3f}, {worst['solver_1']:.3f}"
+        ratio = f"{worst['few_step'] / worst['solver_1']:.2f}"
+        lines.append([name, str(len(cases)), ratio, what, errors, f"{worst['floor']:.3f}"])
+    of_it = "of it: problem, calls, order, tau"
+    return report.table(["few_step against Solver-1", "cases", "worst ratio", of_it, "errors", "exact samples"], lines)
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
+def plot(numbers: report.Numbers, path: Path) -> None:
+    rows = numbers["rows"]
+    with report.figure(path, (7, 4)) as (_, axis):
+        for name in dict.fromkeys(map(kind, rows)):
+            cases = [row for row in rows if kind(row) == name]
+            axis.loglog([r["calls"] for r in cases], [r["few_step"] / r["solver_1"] for r in cases], ".", label=name, alpha=0.5)
+        axis.axhline(LIMIT, color="k", linestyle=":")
+        report.counted(axis, CALLS, xlabel="model calls", ylabel="error of few_step / Solver-1")
+        axis.legend(fontsize=7)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in dict.fromkeys(map(kind, rows)):
-        cases = [row for row in rows if kind(row) == name]
-        axis.loglog([r["calls"] for r in cases], [r["few_step"] / r["solver_1"] for r in cases], ".", label=name, alpha=0.5)
-    axis.axhline(LIMIT, color="k", linestyle=":")
-    axis.set(xlabel="model calls", ylabel="error of few_step / Solver-1")
-    axis.set_xticks(CALLS, [str(n) for n in CALLS])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
-    figure.savefig(path, dpi=90)
+REPORT = report.Report(
+    "stability",
+    {("benchmarks/results/few_step.md", "stability"): lambda numbers: table(numbers["rows"])},
+    {"stability.png": plot},
+)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    out = report.parser(__doc__).parse_args().out
     torch.set_num_threads(1)  # a process a core is faster
     problems = [*suite.tuned(), *suite.held_out()]
     with multiprocessing.get_context("fork").Pool(2) as pool:
         rows = [row for part in pool.imap(measure, range(len(problems)), chunksize=1) for row in part]
     print(table(rows))
-    report.save("stability", {"command": "python benchmarks/stability.py", "rows": rows})
-    report.insert(ROOT / "docs" / "few_steps.md", "stability", table(rows))
-    plot(rows, ROOT / "docs" / "stability.png")
+    REPORT.write({"command": "python benchmarks/stability.py", "rows": rows}, out)
 
 
 if __name__ == "__main__":

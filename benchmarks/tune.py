@@ -5,7 +5,6 @@
 Errors as in few_step.py, geometric means over tau = 0 and 1, exact models and ones wrong by 2%. About five minutes.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 import report
 import suite
 import torch
-from report import ROOT
 from torch import Tensor
 
 import dosde
@@ -59,20 +57,21 @@ def score(problems: list[suite.Problem], n: int, tau: float, c: Constants, count
 
 def table(rows: Sequence[tuple[dict[str, float], Sequence[float]]]) -> str:
     """Markdown. The first row is what `few_step` has; the others show what they change."""
-    lines = ["| | " + " | ".join(f"{n} calls" for n in STEPS) + " | all |", "|---|" + "---|" * (len(STEPS) + 1)]
-    chosen = rows[0][0]
+    chosen, lines = rows[0][0], []
     for constants, errors in rows:
         changed = [f"{k} {v:g}" for k, v in constants.items() if v != chosen[k]]
         name = ", ".join(changed) or "**" + ", ".join(f"{k} {v:g}" for k, v in constants.items()) + "**"
-        cells = [f"{v:.4f}" for v in (*errors, suite.geometric_mean(list(errors)))]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, *(f"{v:.4f}" for v in (*errors, suite.geometric_mean(list(errors))))])
+    return report.table(["", *(f"{n} calls" for n in STEPS), "all"], lines)
+
+
+REPORT = report.Report("tune", {("benchmarks/results/ablation.md", "tune"): lambda numbers: table(numbers["rows"])})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--count", type=int, default=768, help="samples of each problem")
-    count = parser.parse_args().count
+    given = parser.parse_args()
     torch.set_num_threads(1)
     exact = suite.tuned()
     cases = [(problems, tau) for problems in (exact, [p.perturbed(0.02) for p in exact]) for tau in (0.0, 1.0)]
@@ -81,11 +80,10 @@ def main() -> None:
         tried += [replace(Constants(), **{name: value}) for value in values]
     rows: list[tuple[dict[str, float], list[float]]] = []
     for c in tried:
-        errors = [suite.geometric_mean([score(problems, n, tau, c, count) for problems, tau in cases]) for n in STEPS]
+        errors = [suite.geometric_mean([score(problems, n, tau, c, given.count) for problems, tau in cases]) for n in STEPS]
         rows.append((asdict(c), errors))
         print(asdict(c), *(f"{e:.4f}" for e in errors), flush=True)
-    report.save("tune", {"command": "python benchmarks/tune.py", "count": count, "rows": rows})
-    report.insert(ROOT / "docs" / "few_steps.md", "tune", table(rows))
+    REPORT.write({"command": "python benchmarks/tune.py", "count": given.count, "rows": rows}, given.out)
 
 
 if __name__ == "__main__":

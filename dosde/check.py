@@ -1,4 +1,4 @@
-"""What users can get wrong, and the one voice that says so.
+"""Refusals: everything that users can get wrong, said in one voice.
 
     raise Refused("steps", 0, "a positive integer is needed")          steps: 0; a positive integer is needed
 
@@ -7,6 +7,7 @@ A refusal names the argument, shows its value in a few words, and says what is l
 """
 
 import functools
+import itertools
 import math
 import numbers
 import operator
@@ -15,12 +16,18 @@ import reprlib
 import sys
 import types
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 _PACKAGES = ("dosde", "backbones", "torch")  # what may stand between a warning and the user: torch wraps `solve`
+P = TypeVar("P")
+S = TypeVar("S")
+
+_AMPLIFICATION = 50  # sum |new| / a_t above which a user is told; the paper's solvers stay below 21 on their grids
 _SMALL = 6  # as many entries of a list or a tensor are shown
 
 _repr = reprlib.Repr()
@@ -65,6 +72,9 @@ def describe(value: object) -> str:
     if isinstance(value, functools.partial):
         options = "".join(f", {name}={describe(part)}" for name, part in value.keywords.items())
         return f"functools.partial({', '.join(map(describe, (value.func, *value.args)))}{options})"
+    if type(value) in (list, tuple) and any(isinstance(part, Tensor) for part in cast(Sequence[object], value)):
+        parts = [describe(part) for part in cast(Sequence[object], value)[:_SMALL]]
+        return f"({', '.join(parts)}{', ...' if len(cast(Sequence[object], value)) > _SMALL else ''})"
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     return repr(value) if type(value).__module__.startswith("dosde") else _repr.repr(value)
@@ -83,7 +93,7 @@ def warn(argument: str, value: object, advice: str, shown: str | None = None) ->
     level = 2
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PACKAGES:
         frame, level = frame.f_back, level + 1
-    warnings.warn(f"{argument}: {describe(value) if shown is None else shown}; {advice}", stacklevel=level - 1)
+    warnings.warn(f"{argument}: {describe(value) if shown is None else shown}; {advice}", stacklevel=level)
 
 
 # -- Numbers, names, functions ----------------------------------------------------------------------------------------------
@@ -168,6 +178,19 @@ def table(argument: str, values: Tensor | Sequence[float], ends: str, falling: b
     return rows
 
 
+def process(model: object, given: P | None, kind: type[P]) -> P:
+    """The process given, or the one that the model carries."""
+    own = getattr(model, "process", None)
+    own = own if isinstance(own, kind) else None
+    if given is None and own is None:
+        raise Refused("process", None, "pass process=dosde.Process(schedule, shift)", "None, and the model carries none")
+    if given is not None and not isinstance(given, kind):
+        raise RefusedType("process", given, "a dosde.Process is needed")
+    if given is not None and own is not None and given != own:
+        raise Refused("process", given, "leave it out, or pass a model without one", "differs from the model's own process")
+    return cast(P, given or own)
+
+
 def times(value: object, steps: int, instead: str = "") -> Tensor:
     """steps + 1 decreasing times in [0, 1], as a float64 tensor."""
     try:
@@ -179,6 +202,40 @@ def times(value: object, steps: int, instead: str = "") -> Tensor:
     falls = bool(t[-1] >= 0 and t[0] <= 1 and (t[1:] < t[:-1]).all())
     require(falls, "grid", value, "they must decrease, within [0, 1]", f"times {_repr.repr(t.tolist())}")
     return t
+
+
+def falling(grid: object, times: Tensor, name: str, lam: Tensor, t1: float) -> None:
+    """Refused unless lam, (times, elements), falls: for a field in some element, the others may stand still."""
+    moves = (lam[1:] < lam[:-1]).any(1)
+    if moves.all() and not lam[-1].isinf().any():
+        return
+    i = int((~moves).nonzero()[0]) + 1 if not moves.all() else len(moves)
+    needed = (
+        f"{name} must fall from one time to the next, so only the first time may have a = 0 ({name} infinite): "
+        f"start at t1 = {t1:g} or below"
+    )
+    raise Refused("grid", grid, needed, f"time {times[i]:g} at index {i} has {name} = {float(lam[i].max()):g}")
+
+
+def order(value: int, steps: int) -> int:
+    """An order from 1 to steps."""
+    k = count("order", value)
+    require(
+        k <= steps, "order", value, f"1 to {steps} is needed, a step can use only what came before", f"{k} with steps = {steps}"
+    )
+    return k
+
+
+def plan(value: object, method: object, steps: int, order: int, kind: type[S]) -> None:
+    """The return value of a method: a list of steps, with finite coefficients of outputs that the loop keeps."""
+    if not isinstance(value, list) or len(value) != steps or not all(isinstance(step, kind) for step in value):
+        raise Refused("method", method, f"a list of {steps} Steps is needed", f"returned {form(value)}")
+    for i, step in enumerate(value):
+        most, shown = min(i + 1, order + 1), f"step {i} has {len(step.new)} weights"
+        require(1 <= len(step.new) <= most, "method", method, f"1 to {most} is needed, the outputs kept", shown)
+        parts = (step.keep, step.hat, *step.new, step.noise)
+        finite = all(bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part) for part in parts)
+        require(finite, "method", method, "finite coefficients are needed", f"step {i} is {step}")
 
 
 # -- Tensors of the problem ---------------------------------------------------------------------------------------------------
@@ -211,14 +268,14 @@ def like(
 
 
 def noise(z: Tensor, x: Tensor) -> Tensor:
-    """What a noise returned for x."""
+    """The return value of a noise: a floating tensor like x."""
     if not isinstance(z, Tensor) or z.shape != x.shape or z.device != x.device or not z.is_floating_point():
         raise Refused("noise", z, f"a floating tensor like x_hat0, {form(x)}, is needed", f"returned {form(z)}")
     return z
 
 
 def output(x_theta: Tensor, x: Tensor, step: int, t: float) -> None:
-    """What a model returned for x."""
+    """The return value of a model: floats of the shape of x, on its device."""
     shown = f"returned {form(x_theta)} at step {step}, t = {t:g}"
     if not isinstance(x_theta, Tensor):
         raise RefusedType("model", x_theta, "a tensor is needed", shown)
@@ -231,6 +288,25 @@ def output(x_theta: Tensor, x: Tensor, step: int, t: float) -> None:
 def total(x: Tensor) -> Tensor:
     """The sum in at least float32. NaN and infinity stay in it, and it is far cheaper than isfinite().all()."""
     return x.sum(dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def net(value: object, x: Tensor, t: float) -> None:
+    """The return value of a network: a floating tensor of the shape of x."""
+    if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
+        what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else form(value)
+        raise Refused("net", value, f"a floating tensor of shape {tuple(x.shape)} is needed", f"returned {what} at t = {t:g}")
+
+
+def amplification(factors: Sequence[float], order: int) -> None:
+    """Warns of a step that multiplies errors of the model by a large factor."""
+    most = max(factors)
+    if most > _AMPLIFICATION:
+        advice = (
+            f"step {factors.index(most)} multiplies errors of the model by up to {most:.0f}: it extrapolates far from outputs "
+            "that lie close together. A lower order, a grid without such a jump, or another variable (adams, ode: "
+            "expansion.log_lam) avoids that"
+        )
+        warn("order", order, advice)
 
 
 def finite(totals: Sequence[Tensor], last: Tensor, times: Sequence[float], other: str = "noise") -> None:
@@ -254,8 +330,8 @@ def writes(x: Tensor) -> int:
 class Watched:
     """The model of one solve, watched: it must return new finite tensors like x, and write to none that the loop keeps.
 
-    A call is model(step, x, past); x_theta has no gradient. NaN is looked for once, by `finish`, so that no step waits for
-    the device.
+    A call is model(step, x, past), where past is a deque of the outputs that the loop keeps. `finish` looks for NaN, once, so
+    that no step waits for the device.
     """
 
     def __init__(self, model: Callable[[Tensor, Tensor, Tensor], Tensor], x_hat0: Tensor, dtype: torch.dtype, times: Tensor):
@@ -264,22 +340,34 @@ class Watched:
         self._totals: list[Tensor] = []
         self._writes: list[int] = []  # to x_theta of earlier steps, the newest first
 
-    def __call__(self, step: int, x: Tensor, past: Sequence[Tensor]) -> Tensor:
-        before, t = writes(x), self.numbers[step]
+    def __call__(self, step: int, x: Tensor, past: deque[Tensor]) -> Tensor:
+        before, t = (writes(x), writes(self.x_hat0)), self.numbers[step]
         x_theta = self.model(x.to(self.dtype), self.x_hat0, self.times[step])
-        if writes(x) != before:
+        if writes(x) != before[0]:
             shown = f"wrote to x at step {step}, t = {t:g}"
             raise Refused("model", self.model, "x is the state of the solve, work on a copy", shown)
+        if writes(self.x_hat0) != before[1]:
+            shown = f"wrote to x_hat0 at step {step}, t = {t:g}"
+            raise Refused("model", self.model, "x_hat0 is the source of all steps, work on a copy", shown)
         if any(writes(output) != n for output, n in zip(past, self._writes, strict=False)):
             shown = f"wrote to an earlier output at step {step}, t = {t:g}"
             raise Refused("model", self.model, "return a new tensor each time", shown)
         output(x_theta, x, step, t)
+        if any(x_theta.data_ptr() == earlier.data_ptr() != 0 for earlier in self._kept(past)):
+            # A buffer of a graph or a runtime, which counts no writes.
+            shown = f"returned the memory of an earlier output at step {step}, t = {t:g}"
+            raise Refused("model", self.model, "return a copy of a static buffer", shown)
         x_theta = x_theta.detach()  # of a model that guides by gradients
         self._totals.append(total(x_theta))
         if x_theta.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             x_theta = x_theta.clone()  # of a model that returns its input
         self._writes = [writes(x_theta), *self._writes[: len(past)]]
         return x_theta
+
+    @staticmethod
+    def _kept(past: deque[Tensor]) -> Iterable[Tensor]:
+        """The outputs that this step uses beside the new one."""
+        return itertools.islice(past, None if past.maxlen is None else past.maxlen - 1)
 
     def finish(self, x: Tensor) -> None:
         """Refused if an output was not finite, or the result x is not."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import check
 from .check import Refused
-from .process import state_dtype
+from .placement import state_dtype
 from .progress import with_progress
 from .recipe import maker
 from .solve import Callback, Model
@@ -88,7 +88,6 @@ def solve(
     return x.to(x_hat0.dtype, copy=True)
 
 
-@maker
 def interpolation(x_hat0: Tensor) -> Degrade:
     """The path of the rectified flow: D(x0, t) = (1 - t) x0 + t x_hat0. t is one time, or one for each sample."""
 
@@ -131,7 +130,8 @@ def blur(std: float | Callable[[Tensor], Tensor]) -> Degrade:
                 f"{s.flatten().tolist()} at t = {t.flatten().tolist()}",
             )
         down, across = (_smoother(n, s).to(x0) for n in x0.shape[-2:])
-        return down @ x0 @ across.mT
+        with torch.autocast(x0.device.type, enabled=False):  # under which D(x0, 0) would not be x0
+            return down @ x0 @ across.mT
 
     return degrade
 

@@ -26,12 +26,14 @@ import torch
 from torch import Tensor
 
 from . import check
-from .recipe import maker
+from .recipe import Made, maker
 from .step import Array
 
 Variable = Callable[[Tensor], Tensor]
+"""lam -> v, strictly monotone."""
 
 _ENDLESS = 40.0  # -log w at which a path from lam = infinity may begin: e^-40 of the weight is left out
+_CHUNK = 256  # elements of a field at once: the quadrature takes some 25 KiB of memory for each
 _SPAN = 2.0  # a panel of the quadrature covers lam ratios up to e^2; 16 nodes there are exact to float64
 
 
@@ -87,7 +89,14 @@ def weights(
     Returns:
         (order, steps, *field), float64.
     """
-    if lams.ndim > 1:
+    if lams[0].numel() > _CHUNK:
+        each = np.broadcast_to(np.asarray(power, dtype=np.float64), lams[1:].shape).reshape(len(lams) - 1, -1)
+        columns = lams.reshape(len(lams), -1)
+        count = math.ceil(columns.shape[1] / _CHUNK)
+        parts = zip(columns.tensor_split(count, 1), np.array_split(each, count, 1), strict=True)
+        whole = [weights(one, order, p, variable, taylor, implicit) for one, p in parts]
+        return torch.cat(whole, -1).reshape(order, *lams[1:].shape)
+    if lams.ndim > 1 or not (isinstance(variable, Made) or variable in (lam, log_lam, eta)):
         return torch.from_numpy(_weights(lams, order, power, variable, taylor, implicit))
     powers = power if isinstance(power, float | int) else power.tobytes()
     return torch.from_numpy(_remembered(lams.numpy().tobytes(), order, powers, variable, taylor, implicit).copy())
@@ -95,7 +104,10 @@ def weights(
 
 @functools.lru_cache(maxsize=256)
 def _remembered(lams: bytes, order: int, power: float | bytes, variable: Variable, taylor: bool, implicit: bool) -> Array:
-    """The `_weights` of a scalar eta, remembered, since one solve after the other asks for the same grid."""
+    """The `_weights` of a scalar eta, remembered, since one solve after the other asks for the same grid.
+
+    Only for variables of this package: another may change between two calls.
+    """
     powers = np.frombuffer(power) if isinstance(power, bytes) else power
     return _weights(torch.frombuffer(bytearray(lams), dtype=torch.float64), order, powers, variable, taylor, implicit)
 

@@ -19,6 +19,7 @@ from .recipe import maker
 from .srk import two_stage as two_stage
 
 Grid = Callable[[Process, int], Tensor]
+"""(process, steps) -> times."""
 
 
 def uniform(process: Process, steps: int) -> Tensor:
@@ -100,8 +101,8 @@ def few_step(scale: float | Tensor) -> Grid:
 
     def levels(steps: int) -> Tensor:
         first, last = (2 / math.pi * math.atan(lam / 2) for lam in (0.75 * steps**1.6, 0.2 + 1 / steps))
-        inner = torch.linspace(first, last, steps - 1, dtype=torch.float64, device="cpu") if steps > 1 else torch.zeros(0)
-        return torch.cat([torch.ones(1), inner, torch.zeros(1)]).double()
+        inner = torch.linspace(first, last, max(steps - 1, 0), dtype=torch.float64, device="cpu")
+        return torch.cat([inner.new_ones(1), inner, inner.new_zeros(1)])
 
     return _angles(2 * check.scale(scale), levels)
 

@@ -5,8 +5,8 @@ about a mean mu, x_theta - mu = w^2/(w^2 + lam^2) (y - mu), so all that a solver
 
     y_k - mu = Y_k(w) . z,     x_theta_k - mu = w^2/(w^2 + lam_k^2) Y_k(w) . z,     exact law: |Y_k(w)|^2 = w^2 + lam_k^2
 
-A step sets y_t = q (c rho y_s + lam_t sqrt(1 - c^2) z) + sum_i w_i x_theta_i, sum w_i = 1 - q c rho. Given how the state and
-the outputs respond to noise so far, its inflation q and its weights are nearly (after four Gauss-Newton steps) those of least
+A step sets y_t = q (c rho y_s + lam_t sqrt(1 - c^2) z) + sum_i w_i x_theta_i, sum w_i = 1 - q c rho. From the response of the
+state and the outputs to noise so far, its inflation q and its weights are nearly (after four Gauss-Newton steps) those of least
 
     E_w [(|Y_t(w)| - sqrt(w^2 + lam_t^2))^2] / (1 + lam_t^2) + ridge^2 ((q - 1)^2 + sum_i>0 w_i^2)
 
@@ -82,7 +82,7 @@ def _spread(v: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _plans(lams: Array, c: Array, order: int) -> Plans:
-    """For each column of lams (steps + 1, E), in units of the rms width, and c (steps, E)."""
+    """The plans of all columns of lams (steps + 1, E), in units of the rms width, and c (steps, E)."""
     if lams.shape[1] <= _MOST:
         q, w, r = _remembered(lams.tobytes(), c.tobytes(), lams.shape, order)
         return q.copy(), w.copy(), r.copy()

@@ -1,7 +1,7 @@
 """Methods: functions (marginals, order) -> list[Step], for the steps of `step`. Each chooses two things:
 
-    c       how much of the old noise a step keeps: 1 the probability-flow ODE, rho = lam_t/lam_s the reverse SDE (Eq. 11)
-    shares  how the weight 1 - c rho is divided among past outputs (`expansion.weights`, `matching.plan`)
+    c       the part of the old noise that a step keeps: 1 the probability-flow ODE, rho = lam_t/lam_s the reverse SDE (Eq. 11)
+    shares  the division of the weight 1 - c rho among past outputs (`expansion.weights`, `matching.plan`)
 
 The first steps, which have no past, are of lower order. `matched`, and `flow` where sigma = 0, are the exceptions: see there.
 
@@ -30,6 +30,7 @@ from .step import Method as Method
 from .step import Step as Step
 
 Psi = Callable[[Marginal], Tensor]
+"""A function of the marginal, for the tau of `adams`."""
 
 
 @maker

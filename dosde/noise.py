@@ -19,13 +19,17 @@ from .srk import Stages as Stages
 from .step import Coefficient
 
 Noise = Callable[[Coefficient, Coefficient, Tensor], Tensor]
+"""(u, u_next, like) -> z."""
 
 
 class Independent:
-    """Fresh draws from torch's default generator, from one generator, or from one generator a sample.
+    """Fresh draws from torch's default generator, from one generator, or from one generator for each sample.
 
-    With one generator a sample, a batch has the noise that its samples would have alone. Draws are made on the device of the
-    generator and moved.
+    With a generator for each sample, a batch has the noise that its samples would have alone. Draws happen on the device of
+    the generator and are moved.
+
+    Args:
+        generator: None is torch's default generator.
     """
 
     def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> None:
@@ -57,8 +61,11 @@ class Brownian:
     """One Brownian path W on the clock u in [0, inf), the same for the same seed in whatever order it is asked for.
 
     W(u) is a function of (seed, u): its values at powers of two are a Markov chain from W(1), and within an octave it is
-    bisected (Levy's construction) down to u itself, some 50 normal draws, each with a seed of its own place. Nothing is stored
-    but the last two values. Give one seed a sample to make a batch of independent paths.
+    bisected (Levy's construction) down to u itself, in some 50 normal draws, each with a seed of its own place. Only the last
+    two values are stored.
+
+    Args:
+        seed: an integer >= 0, or a list with one for each sample, for a batch of independent paths.
 
     >>> import torch
     >>> path, like = Brownian(seed=0), torch.zeros(2, dtype=torch.float64)
@@ -140,7 +147,7 @@ class Brownian:
 
 
 def as_noise(noise: object) -> Noise:
-    """What `solve` accepts as noise, as a callable.
+    """The noise argument of `solve`, as a callable.
 
     Raises:
         TypeError: for anything else.

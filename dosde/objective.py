@@ -14,16 +14,15 @@ eps is all noise at a = 0: t from below t1 there, or a weight of u, with which t
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from . import check
 from .check import Refused, require
 from .method import resshift
 from .plan import plan
-from .prediction import Predicts, row, to_x0
+from .prediction import TRAINED, Predicts, known, row, to_x0
 from .process import HALF, Marginal, Process
 from .step import Coefficient
 
@@ -46,14 +45,15 @@ def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: 
     Raises:
         ValueError: for another kind, for vp_eps and v at sigma = 0, and for flow at b = 0 (of a process with noise).
     """
-    check.one_of("predicts", predicts, get_args(Predicts))
+    known("predicts", predicts, TRAINED)
     if x0.dtype in HALF:
         return target(predicts, process, x0.float(), x_hat0.float(), t, z.float()).to(x0.dtype)
+    m = process.over_batch(t, x0)
     if predicts == "eps" or (predicts == "flow" and process.noise_free):  # where c = 0 too, and the row is 0 = 0
         return z if predicts == "eps" else x_hat0 - x0
-    m = process.over_batch(t, x0)
     c, p, q, r = row(predicts, m)
-    require(bool((c > 0).all()), "t", t, f"there is no {predicts} where {'b' if predicts == 'flow' else 'sigma'} = 0")
+    name = {"flow": "b"}.get(predicts, "sigma") if isinstance(predicts, str) else "c"
+    require(bool((c != 0).all()), "t", t, f"there is no {predicts} where {name} = 0")
     # c target = (p + q a) x0 + (q b + r) x_hat0 + q sigma z. In x_hat0 - x0, since at small sigma both are large but for it.
     on_residual = q * m.b + r
     on_x0 = p + q * m.a + on_residual
@@ -111,7 +111,7 @@ def loss(
     error = value - target(predicts, process, x0, x_hat0, t, z)
     if of == "x0":
         error = to_x0(predicts, process.over_batch(t, x0))[0].to(x0) * error
-    w = torch.as_tensor(weight).to(x0)
+    w = (weight if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=torch.float64)).to(x0)
     if w.ndim == 1:
         w = w.reshape(-1, *[1] * (x0.ndim - 1))
     return (w * (error**2 if norm == "l2" else error.abs())).flatten(1).mean(1)
@@ -119,7 +119,7 @@ def loss(
 
 def plain_weight(predicts: Predicts, m: Marginal) -> Tensor:
     """The plain w of ResShift: 1, and 1/sigma^2 for sigma_eps, whose loss is then that of eps."""
-    check.one_of("predicts", predicts, get_args(Predicts))
+    known("predicts", predicts, TRAINED)
     return 1 / m.sigma**2 if predicts == "sigma_eps" else torch.ones_like(m.sigma)
 
 

@@ -1,4 +1,4 @@
-"""What a network predicts, and the x_theta (the estimate of x0) that follows.
+"""Kinds of prediction: the output of a network, and the x_theta (the estimate of x0) that follows.
 
 Every kind of prediction is a row (c, p, q, r) of coefficients of the marginal m = (a, b, sigma) with alpha = a + b:
 
@@ -17,14 +17,16 @@ Every kind of prediction is a row (c, p, q, r) of coefficients of the marginal m
 
 ResShift's four are x0 (its xstart), residual, eps (epsilon) and sigma_eps (epsilon_scale: kappa sqrt(eta) eps).
 
+A kind of one's own is such a row, a function m -> (c, p, q, r) in the place of a name: Denoiser(net, process, predicts=row).
+
 x0 follows where p is not 0: so not from eps, sigma_eps or score where a = 0 (the start of a domain-shift process), nor from
 vp_eps where alpha = 0. With x = a x0 + b x_hat0 + sigma z the row is also the target of the training (`objective.target`).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +34,14 @@ from torch import Tensor
 from . import check
 from .check import Refused, require
 from .process import HALF, Marginal, Process
+from .recipe import ByValue
 
-Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "flow"]
-Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps", "flow"]
+Own = Callable[[Marginal], tuple[Tensor | float, ...]]
+"""m -> (c, p, q, r), the row of a kind."""
+Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "flow"] | Own
+Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps", "flow"] | Own
 Net = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, x_hat0, t) -> prediction."""
 
 
 class Row(NamedTuple):
@@ -47,7 +53,7 @@ class Row(NamedTuple):
     r: Tensor
 
 
-KINDS: dict[str, Callable[[Marginal], tuple[Tensor | float, ...]]] = {
+KINDS: dict[str, Own] = {
     "x0": lambda m: (1, 1, 0, 0),
     "eps": lambda m: (m.sigma, -m.a, 1, -m.b),
     "vp_eps": lambda m: (m.sigma, -m.alpha, 1, 0),
@@ -57,6 +63,9 @@ KINDS: dict[str, Callable[[Marginal], tuple[Tensor | float, ...]]] = {
     "sigma_eps": lambda m: (1, -m.a, 1, -m.b),
     "flow": lambda m: (m.b, -m.alpha, 1, 0),
 }
+"""The table of kinds."""
+TRAINED = tuple(kind for kind in KINDS if kind != "score")  # what a Denoiser and an objective take
+_VANISHING = {"eps": "a", "sigma_eps": "a", "score": "a", "vp_eps": "alpha", "flow": "alpha"}  # where p = 0
 _INSTEAD = {"eps": "predict vp_eps, v or x0 instead, or start below t1", "vp_eps": "predict v or x0 instead"}
 _INSTEAD |= {"sigma_eps": _INSTEAD["eps"], "flow": "predict x0 instead"}
 _THEIR_NAMES = "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; ResShift's epsilon eps, epsilon_scale sigma_eps"
@@ -64,7 +73,15 @@ _THEIR_NAMES = "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; Re
 
 def row(kind: Kind, m: Marginal) -> Row:
     """The row of a kind on a marginal."""
-    return Row(*(torch.as_tensor(v, dtype=torch.float64, device="cpu").expand(m.a.shape) for v in KINDS[kind](m)))
+    values = (KINDS[kind] if isinstance(kind, str) else kind)(m)
+    require(isinstance(values, tuple) and len(values) == 4, "kind", kind, "a function m -> (c, p, q, r) is needed")
+    return Row(*(torch.as_tensor(v, dtype=torch.float64, device="cpu").expand(m.a.shape) for v in values))
+
+
+def known(argument: str, kind: object, names: Collection[str] = tuple(KINDS), hint: str = "") -> None:
+    """Refused unless it is one of the names, or a row."""
+    if not callable(kind) or isinstance(kind, type):
+        check.one_of(argument, kind, names, hint)
 
 
 def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,11 +90,11 @@ def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: where x0 does not follow from the value.
     """
-    check.one_of("source", source, get_args(Kind))
+    known("source", source)
     c, p, q, r = row(source, m)
-    kind = "eps" if source == "score" else source
-    name = "a" if kind in ("eps", "sigma_eps") else "alpha"
-    _require(p, name, m, f"x0 does not follow from {kind}; {_INSTEAD.get(kind, '')}")
+    kind = source if isinstance(source, str) else check.describe(source)
+    kind = "eps" if kind == "score" else kind
+    _require(p, _VANISHING.get(kind, "p"), m, f"x0 does not follow from {kind}; {_INSTEAD.get(kind, 'start below that time')}")
     if source == "flow":  # at b = 0 it is infinite, but where x holds x0 alone
         _require(m.b + (m.sigma == 0), "b", m, f"x0 does not follow from flow; {_INSTEAD['flow']}")
     return c / p, -q / p, -r / p
@@ -97,8 +114,8 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     Raises:
         ValueError: for another kind, or where the target is undefined.
     """
-    for name, kind in (("source", source), ("target", target)):
-        check.one_of(name, kind, get_args(Kind))
+    known("source", source)
+    known("target", target)
     if source == target:
         return value
     if x.dtype in HALF:
@@ -110,7 +127,7 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     if torch.equal(want.p, have.p) and torch.equal(want.r, have.r):
         k = torch.ones_like(want.p)
     else:
-        on_value, on_x, on_source = to_x0(source, m)
+        to_x0(source, m)  # refused where have.p = 0
         k = want.p / have.p
     coefficients = (k * have.c, want.q - k * have.q, want.r - k * have.r)
     on_value, on_x, on_source = ((v / want.c).to(x) for v in coefficients)
@@ -126,15 +143,15 @@ def combine(value: Tensor, x: Tensor, x_hat0: Tensor, coefficients: tuple[float 
     return x_theta
 
 
-@dataclass(frozen=True)
-class Denoiser:
+@dataclass(frozen=True, eq=False, repr=False)
+class Denoiser(ByValue):
     """A network as a model: (x, x_hat0, t) -> x_theta, computed in the dtype of x.
 
     Args:
         net: (x, x_hat0, t) -> prediction in the shape of x. It gets x in the dtype of x_hat0, and t as a 0-dim float64 tensor
             on the host. A table of T steps has the index T t - 1.
         process: the process that the network was trained on.
-        predicts: what the network returns, a kind of `dosde.prediction`.
+        predicts: what the network returns, a kind of `dosde.prediction` or a row of one's own.
 
     Raises:
         ValueError: for another kind, or one that is undefined on a process without noise.
@@ -155,15 +172,15 @@ class Denoiser:
             raise check.RefusedType("net", self.net, "a function (x, x_hat0, t) -> tensor is needed")
         if not isinstance(self.process, Process):
             raise check.RefusedType("process", self.process, "a dosde.Process is needed")
-        check.one_of("predicts", self.predicts, get_args(Predicts), f" ({_THEIR_NAMES})")
-        if self.process.noise_free and self.predicts not in ("x0", "flow"):
+        known("predicts", self.predicts, TRAINED, f" ({_THEIR_NAMES})")
+        if self.process.noise_free and isinstance(self.predicts, str) and self.predicts not in ("x0", "flow"):
             hint = "flow is its velocity" if self.predicts == "residual" else "there is no noise to predict"
             shown = f"{self.predicts!r} on a process with sigma = 0"
             raise Refused("predicts", self.predicts, f"x0 or flow is needed ({hint})", shown)
 
     def __repr__(self) -> str:
         net = type(self.net).__qualname__ if isinstance(self.net, torch.nn.Module) else check.describe(self.net)
-        return f"dosde.Denoiser({net}, {self.process!r}, predicts={self.predicts!r})"
+        return f"dosde.Denoiser({net}, {self.process!r}, predicts={check.describe(self.predicts)})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "coefficients"}
@@ -180,10 +197,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
         value = self.net(x.to(x_hat0.dtype), x_hat0, t)
-        if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
-            what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else check.form(value)
-            needed = f"a floating tensor of shape {tuple(x.shape)} is needed"
-            raise Refused("net", value, needed, f"returned {what} at t = {float(t):g}")
+        check.net(value, x, float(t))
         if self.predicts == "x0":
             return value
         return combine(value, x, x_hat0, self.coefficients(float(t), x.device, x.dtype))

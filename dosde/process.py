@@ -32,11 +32,6 @@ _TINY = 1e-100
 HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounded at the end
 
 
-def state_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the state: float64 for float64, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Marginal(ByValue):
     """The law of x_t at time t: x_t | x0, x_hat0 ~ N(a x0 + b x_hat0, sigma^2 I) (Eq. 2).
@@ -75,8 +70,8 @@ class Transition(ByValue):
     std: Tensor
 
 
-@dataclass(frozen=True)
-class Process:
+@dataclass(frozen=True, eq=False, repr=False)
+class Process(ByValue):
     """A domain-shift process of a noise schedule t -> (alpha, sigma) and a shift t -> eta.
 
     Two processes are equal if their schedules and shifts are, which is so if equal calls made them.
@@ -286,20 +281,6 @@ class Process:
             below = self(middle).lam < lam
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return torch.where(lam > least, high, 0.0)
-
-
-def process_of(model: object, process: Process | None) -> Process:
-    """The process given, or the model's own."""
-    own = getattr(model, "process", None)
-    own = own if isinstance(own, Process) else None
-    if process is None and own is None:
-        raise Refused("process", None, "pass process=dosde.Process(schedule, shift)", "None, and the model carries none")
-    if process is not None and not isinstance(process, Process):
-        raise RefusedType("process", process, "a dosde.Process is needed")
-    if process is not None and own is not None and process != own:
-        needed = "leave it out, or pass a model without one"
-        raise Refused("process", process, needed, "differs from the model's own process")
-    return process or own  # type: ignore[return-value]
 
 
 def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Process:

@@ -29,11 +29,10 @@ def maker(function: Callable[P, R]) -> Callable[P, R]:
 
     Tensors among the arguments are copied: what is made does not change when the caller writes to them.
     """
-    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
+        bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
         bound.arguments.update({name: _copied(value) for name, value in bound.arguments.items()})
         return cast(R, Made(make, bound, cast(Callable[..., Any], function(*bound.args, **bound.kwargs))))
@@ -47,7 +46,6 @@ class Made:
     def __init__(self, maker: Callable[..., Any], call: inspect.BoundArguments, function: Callable[..., Any]) -> None:
         self._maker, self._call = maker, call
         self.__wrapped__ = function
-        self._key = (maker, key(call.arguments))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__wrapped__(*args, **kwargs)
@@ -56,6 +54,10 @@ class Made:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.__wrapped__, name)
+
+    @functools.cached_property
+    def _key(self) -> object:
+        return self._maker, key(self._call.arguments)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Made) and self._key == other._key
@@ -101,7 +103,8 @@ class ByValue:
 def key(value: object) -> object:
     """A value as something to compare and hash by: tensors by dtype, shape and content, all else by its parts or itself."""
     if isinstance(value, Tensor):
-        return ("tensor", str(value.dtype), tuple(value.shape), value.detach().cpu().numpy().tobytes())
+        content = value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
+        return ("tensor", str(value.dtype), tuple(value.shape), content.numpy().tobytes())
     if isinstance(value, np.ndarray):
         return ("array", str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, Mapping):

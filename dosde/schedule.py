@@ -21,6 +21,7 @@ from .check import require
 from .recipe import maker
 
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""t -> (alpha, sigma)."""
 
 
 @maker
@@ -88,6 +89,17 @@ def from_alphas_cumprod(table: Tensor | Sequence[float]) -> Schedule:
     values = check.table("table", table, "alpha^2 must lie strictly between 0 and 1", falling=True)
     nodes = torch.arange(len(values) + 1, dtype=torch.float64, device="cpu") / len(values)
     return _vp(pchip(nodes, torch.cat([values.new_zeros(1), -values.log()])))
+
+
+def table_index(t: float | Tensor, T: int = 1000) -> int:
+    """The index at which a network that was trained on a table of T steps is called at time t: the nearest, at least 0.
+
+    Index i is at t = (i + 1)/T, so that times below 1/(2 T) are nearest to none: they get index 0, the least noise.
+
+    >>> table_index(0.25), table_index(1.0), table_index(0.0)
+    (249, 999, 0)
+    """
+    return max(round(float(t) * check.count("T", T)) - 1, 0)
 
 
 @maker

@@ -15,11 +15,11 @@ from torch import Tensor
 from . import check
 from ._pchip import pchip
 from .check import describe, require
-from .recipe import maker
+from .recipe import ByValue, maker
 
 
-@dataclass(frozen=True)
-class Shift:
+@dataclass(frozen=True, eq=False, repr=False)
+class Shift(ByValue):
     """eta(t), and the time t1 in (0, 1] at which all of eta has reached 1.
 
     Args:

@@ -14,14 +14,17 @@ from . import check
 from . import method as _method
 from .grid import Grid
 from .noise import Noise, as_noise
+from .placement import placed, state_dtype
 from .plan import Times, applied, marginals
 from .prediction import Denoiser
-from .process import Marginal, Process, process_of, state_dtype
+from .process import Marginal, Process
 from .progress import with_progress
-from .step import Coefficient, Method, Step, placed
+from .step import Coefficient, Method, Step
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, x_hat0, t) -> x_theta."""
 Callback = Callable[[int, Tensor, Tensor, Tensor], object]
+"""(step, t, x, x_theta) -> anything."""
 
 
 @torch.no_grad()
@@ -45,8 +48,8 @@ def solve(
 
     Args:
         model: (x, x_hat0, t) -> x_theta, the estimate of x0 in the shape of x; t is a 0-dim float64 tensor on the host. It
-            must not write to x, which is the state of the loop, nor to what it returned, since outputs are kept for later
-            steps. A `Denoiser` makes a model of a network and carries its process.
+            must return new memory each time, since outputs are kept for later steps, and write to neither argument. A
+            `Denoiser` makes a model of a network and carries its process.
         x_hat0: the source (the low-resolution image brought to the shape of x0), floating, shape (batch, ...).
         steps: the number of model calls.
         order: 1 to steps (`method.dos`: to 3). Default: the order of the method, if it has one, or 3, and at most steps.
@@ -55,7 +58,7 @@ def solve(
             **presets.few_step(scale) is method and grid for few calls.
         grid: (process, steps) -> times, or steps + 1 decreasing times. Default: uniform in t from t1 to 0.
         noise: a torch.Generator, a list with one for each sample, or (u, u_next, like) -> z. Default: torch's own generator.
-        callback: called as callback(step, t, x, x_theta) after each model call, with a copy of x. It can collect them for a
+        callback: called as callback(step, t, x, x_theta) after each model call, with copies. It can collect them for a
             trajectory.
         progress: show a tqdm bar.
 
@@ -64,7 +67,8 @@ def solve(
 
     Raises:
         ValueError: before the first model call for a wrong argument. Afterwards for a model that returns another shape or
-            device, or writes to x or to an earlier output (at once), or returns NaN or infinity (at the end, with its step).
+            device, or writes to its arguments or to an earlier output (at once), or returns NaN or infinity (at the end, with
+            its step).
         TypeError: for an argument, or an output of the model, of the wrong type.
 
     >>> import torch, dosde
@@ -78,7 +82,7 @@ def solve(
     check.function("model", model, "a function (x, x_hat0, t) -> x_theta is needed", check.form(model))
     if callback is not None:
         check.function("callback", callback, "a function (step, t, x, x_theta) is needed")
-    process = process_of(model, process)
+    process = check.process(model, process, Process)
     points = marginals(process, check.count("steps", steps), grid)
     plan = applied(method, points, order)
     check.source(x_hat0, process.field_shape)
@@ -91,7 +95,7 @@ def solve(
     for i, step in enumerate(with_progress(plan, progress)):
         past.appendleft(watched(i, x, past))
         if callback is not None:
-            callback(i, watched.times[i], x.clone(), past[0])
+            callback(i, watched.times[i], x.clone(), past[0].clone())
         x = advanced(x, source, past, step, draw)
     watched.finish(x)
     return x.to(x_hat0.dtype)

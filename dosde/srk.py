@@ -78,7 +78,7 @@ def two_stage(grid: Callable[[Process, int], Tensor]) -> Callable[[Process, int]
 
 
 class Stages:
-    """The noise, on one Brownian path and for one solve.
+    """The noise, on one Brownian path. One solve after the other may use it, but not two at a time.
 
     The stage of a step from u over h gets 3/2 I/h, and the second half gets the rest of the increment. I is taken from some
     increments of the path: a part of std h^1.5/(points sqrt 12) is left out. That makes a floor of strong order 1, about
@@ -86,7 +86,7 @@ class Stages:
 
     Args:
         path: (u, u_next, like) -> z, increments of one Brownian motion: `noise.Brownian`.
-        points: how many increments make I.
+        points: the number of increments that make I.
     """
 
     def __init__(self, path: Callable[[Coefficient, Coefficient, Tensor], Tensor], points: int = 64) -> None:
@@ -94,8 +94,8 @@ class Stages:
         ok = isinstance(points, int) and not isinstance(points, bool) and points >= 1
         require(ok, "points", points, "a positive integer is needed")
         self.path, self.points = path, points
-        self._rest: Tensor | None = None
-        self._started = False
+        self._rest: Tensor | None = None  # of the noise of a step, after its stage
+        self._u: float | None = None  # the clock that the solve has reached
 
     def __repr__(self) -> str:
         return f"dosde.srk.Stages({self.path!r}, points={self.points})"
@@ -110,8 +110,10 @@ class Stages:
         if isinstance(u, Tensor) or isinstance(u_next, Tensor):
             shape = tuple(u.shape) if isinstance(u, Tensor) else u
             raise Refused("noise", self, "one clock is needed", f"Stages needs one clock, and u is a field of shape {shape}")
-        if not self._started:
-            self._started = True
+        begins = u != self._u or u == u_next  # not where the last call ended: the start of another solve
+        self._u = u_next
+        if begins:
+            self._rest = None
             return self.path(u, u_next, like)
         if self._rest is not None:
             rest, self._rest = self._rest, None

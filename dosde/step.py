@@ -12,19 +12,19 @@ chain of Eq. 3 is another such c. A method is a choice of c and w: see `method`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import check
 from .check import require
 from .process import Marginal
 from .recipe import ByValue
 
 Coefficient = float | Tensor
+"""A number, or a float64 tensor where eta is a field."""
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -51,6 +51,7 @@ class Step(ByValue):
 
 
 Method = Callable[[Sequence[Marginal], int], list[Step]]
+"""(marginals, order) -> steps, one marginal for each time of the grid."""
 
 
 def stacked(marginals: Sequence[Marginal], noise_free: bool = False) -> Marginal:
@@ -87,27 +88,6 @@ def steps(m: Marginal, ratio: Tensor, shares: Tensor, level: Tensor | None = Non
     drawn = [z if isinstance(z, float) or z.any() else 0.0 for z in _column(noise)]
     t, u = m.t.reshape(len(m.t), -1)[:, 0].tolist(), _column(m.u.numpy())
     return list(map(Step, t[:-1], t[1:], u[:-1], u[1:], _column(keep), _column(hat), past, drawn))
-
-
-def placed(plan: list[Step], like: Tensor) -> list[Step]:
-    """A plan whose fields of coefficients are on the device and in the dtype of the state.
-
-    Raises:
-        ValueError: for a field that does not broadcast against the state.
-    """
-    last = plan[-1]
-    shapes = {tuple(c.shape) for c in (last.keep, last.hat, *last.new) if isinstance(c, Tensor)}
-    for shape in shapes:
-        check.field("method", "its scale, or eta, is a field", shape, like)
-
-    def place(c: Coefficient) -> Coefficient:
-        return c.to(like) if isinstance(c, Tensor) else c
-
-    def moved(step: Step) -> Step:
-        new = tuple(map(place, step.new))
-        return replace(step, keep=place(step.keep), hat=place(step.hat), noise=place(step.noise), new=new)
-
-    return [moved(step) for step in plan] if shapes else plan
 
 
 def _raised(values: Array, ndim: int) -> Array:

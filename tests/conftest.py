@@ -1,10 +1,23 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, which run side by side too
+
 import pytest
 import torch
 from hypothesis import settings
 
+pytest.register_assert_rewrite("instances")  # which asserts in `wrong_calls`
 settings.register_profile("dosde", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dosde")
 torch.set_num_threads(1)  # tests run side by side
+
+LONG = ("test_training_sd21", "test_training", "test_sd21_cli", "test_orders", "test_reference", "test_cli")
+
+
+def pytest_collection_modifyitems(items):
+    """Files of long tests first, so that no worker is left alone with one of them in the end."""
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")

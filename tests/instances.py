@@ -1,12 +1,58 @@
-"""The lists over which properties are tested. A new schedule, shift, grid or method is tested by adding it here."""
+"""The lists over which properties are tested, and what many tests use: a process, a model, tensors, generators, wrong calls.
+
+A new schedule, shift, grid or method is tested by adding it to its list.
+"""
 
 from functools import partial
 
+import pytest
 import torch
 
 import dosde
 from dosde import expansion, grid, method, schedule, shift
+from dosde.check import Refused, RefusedType
 from dosde.process import Process, resshift
+
+DOUBLE = torch.float64
+PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
+"""The process that a test takes if any will do."""
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=DOUBLE)
+
+
+def randn(*shape):
+    """Other values at every call, the same in every run: the seed is set before each test."""
+    return torch.randn(*shape, dtype=DOUBLE)
+
+
+def seeded(seed=0):
+    """A generator of random numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
+def model(x, x_hat0, t):
+    """For `solve`: neither linear nor the same at all times."""
+    return torch.tanh(1.3 * x + 0.4) * 0.5 - 0.2 * x_hat0 * t
+
+
+def wrong_calls(cases):
+    """A test of calls that are refused. cases: {name: (call, ValueError or TypeError, pattern of the one line)}."""
+
+    @pytest.mark.parametrize("name", cases)
+    def test(name):
+        call, kind, message = cases[name]
+        with pytest.raises(kind, match=message) as caught:
+            call()
+        refused = caught.value
+        assert type(refused) is {ValueError: Refused, TypeError: RefusedType}[kind]
+        assert str(refused) == f"{refused.argument}: {refused.shown}; {refused.needed}"
+        assert "\n" not in str(refused)
+        assert len(str(refused)) < 400
+
+    return test
+
 
 TABLE = torch.cumprod(1 - torch.linspace(0.001, 0.03, 200, dtype=torch.float64), 0)
 ETAS = torch.linspace(0, 1, 200, dtype=torch.float64) ** 1.5

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import scipy.fft
 import torch
+from instances import PROCESS, randn, seeded
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import backbones
@@ -17,13 +18,8 @@ from backbones.exact.mixture import Mixture
 from dosde import expansion, grid, method, schedule, shift
 from dosde.process import Process
 
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 FIELD = Process(schedule.scaled_linear(), shift.linear(torch.tensor([0.6, 1.0])))
 DOUBLE = torch.float64
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=DOUBLE)
 
 
 def spectrum(h, w):
@@ -73,7 +69,7 @@ def test_bases_are_orthogonal_and_samples_have_the_covariance(name):
     assert torch.allclose(target.basis.pixels(target.basis.modes(x)), x, atol=1e-12)
     assert torch.allclose(target.basis.modes(x).square().sum(), x.square().sum())
     n, count = math.prod(shape), 40_000
-    draws = target.sample((count, *shape), torch.Generator().manual_seed(0)).reshape(count, n)
+    draws = target.sample((count, *shape), seeded(0)).reshape(count, n)
     C = covariance(target, shape)
     scale = (C.diagonal()[:, None] * C.diagonal() + C**2).sqrt() / math.sqrt(count)
     assert float(((torch.cov(draws.T) - C) / scale).abs().max()) < 5
@@ -107,7 +103,7 @@ def test_the_law_of_a_plan_is_that_of_its_samples(how, order):
         order,
         process=PROCESS,
         method=how,
-        noise=torch.Generator().manual_seed(1),
+        noise=seeded(1),
     )
     modes = law.basis.modes(x)
     assert float(((modes.mean(0) - law.mean) / (law.variance / count).sqrt()).abs().max()) < 4.5
@@ -182,13 +178,13 @@ def test_solve_samples_a_mixture():
         process=PROCESS,
         method=partial(method.adams, variable=expansion.log_lam),
         grid=grid.log_lam(80, 0.01),
-        noise=torch.Generator().manual_seed(0),
+        noise=seeded(0),
     )
     left = x0 < 0
     assert float(left.double().mean()) == pytest.approx(0.3, abs=4.5 * math.sqrt(0.21 / count))
     assert float(x0[left].std()) == pytest.approx(0.2, rel=0.03)
     assert float(x0[~left].std()) == pytest.approx(0.1, rel=0.03)
-    draws = law.sample(count, torch.Generator().manual_seed(0))
+    draws = law.sample(count, seeded(0))
     assert float((draws < 0).double().mean()) == pytest.approx(0.3, abs=4.5 * math.sqrt(0.21 / count))
 
 

@@ -7,16 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from instances import randn
 from scipy import ndimage
 
 import dosde
 from dosde import cold, method, process
 
 TIME = torch.tensor(0.7, dtype=torch.float64)
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def wrong(x, x_hat0, t):

@@ -13,6 +13,7 @@ import scipy.ndimage
 import scipy.special
 import scipy.stats
 import torch
+from instances import seeded
 
 from backbones.pictures import degradation
 from backbones.pictures.degradation import (
@@ -243,7 +244,7 @@ def test_poisson_noise_of_few_values_has_few_counts():
 
 
 def test_jpeg_is_lossy_in_range_and_better_with_quality():
-    picture = torch.rand(3, 41, 66, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(3, 41, 66, generator=seeded(0))
     errors = []
     for quality in (30, 60, 95):
         result = degradation.jpeg(picture, quality)
@@ -313,7 +314,7 @@ def test_the_result_has_the_size_the_range_and_8_bits(size, scale, parameters):
 
 
 def test_bicubic_is_torchs():
-    picture = torch.rand(3, 60, 84, generator=torch.Generator().manual_seed(0))
+    picture = torch.rand(3, 60, 84, generator=seeded(0))
     for scale, size in ((4, (15, 21)), (3, (20, 28))):
         expected = torch.nn.functional.interpolate(picture[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
         for seed in range(2):
@@ -370,7 +371,7 @@ def test_global_random_states_are_neither_read_nor_changed():
 @pytest.mark.parametrize("mode", MODES)
 def test_resizes_are_torchs_whatever_the_number_of_threads(mode):
     """Torch's bilinear, with which threads matter, is replaced; the others must not change with them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     try:
         for _ in range(12):
             h, w, *size = torch.randint(1, 260, (4,), generator=generator).tolist()

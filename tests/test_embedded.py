@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import realism
 import torch
+from instances import seeded
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -186,7 +187,7 @@ def test_tiles_give_what_the_whole_gives(size):
         t = torch.tensor(t, dtype=torch.float64)
         assert torch.allclose(whole.denoiser(None)(x, x_hat0, t), tiled.denoiser(None)(x, x_hat0, t), atol=2e-6)
     picture = torch.rand(1, 3, size[0] // 4, size[1] // 4)
-    results = [backbones.upscale(b, picture, 4, 3, noise=torch.Generator().manual_seed(0)) for b in (whole, tiled)]
+    results = [backbones.upscale(b, picture, 4, 3, noise=seeded(0)) for b in (whole, tiled)]
     assert torch.allclose(*results, atol=1e-5)
 
 
@@ -204,9 +205,7 @@ def test_any_size_and_scale(weights, size, scale, channels):
 def test_grey_is_the_luma_of_three_equal_channels(weights):
     backbone = load(weights)
     grey = torch.rand(1, 1, 6, 6)
-    results = [
-        backbones.upscale(backbone, p, 4, 2, noise=torch.Generator().manual_seed(0)) for p in (grey, grey.repeat(1, 3, 1, 1))
-    ]
+    results = [backbones.upscale(backbone, p, 4, 2, noise=seeded(0)) for p in (grey, grey.repeat(1, 3, 1, 1))]
     luma = torch.einsum("bchw,c->bhw", results[1], torch.tensor([0.299, 0.587, 0.114]))
     assert torch.allclose(results[0][:, 0], luma, atol=1e-5)
 
@@ -220,7 +219,7 @@ def test_the_source_is_pillows_bicubic():
 
 def test_the_same_seed_gives_the_same_picture_and_another_another(weights):
     backbone, picture = load(weights), torch.rand(1, 3, 8, 8)
-    one, same, other = (backbones.upscale(backbone, picture, noise=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    one, same, other = (backbones.upscale(backbone, picture, noise=seeded(s)) for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other, atol=1e-3)
 
@@ -238,7 +237,7 @@ def test_every_backbone_has_a_default_method():
     gaussian = backbones.load("gaussian")
     picture = torch.rand(1, 3, 8, 8)
     results = [
-        backbones.upscale(gaussian, picture, 4, 4, noise=torch.Generator().manual_seed(0), **how)
+        backbones.upscale(gaussian, picture, 4, 4, noise=seeded(0), **how)
         for how in ({}, {"method": dosde.method.dos, "order": 3})
     ]
     assert torch.equal(*results)
@@ -247,7 +246,7 @@ def test_every_backbone_has_a_default_method():
 def test_few_step_needs_no_number(tmp_path):
     """Of a backbone that knows its residual scale; and the command line's few_step is that preset."""
     assert backbones.load("gaussian").residual_scale is None
-    backbone, picture = backbones.load("embedded"), torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    backbone, picture = backbones.load("embedded"), torch.rand(1, 3, 8, 8, generator=seeded(0))
     assert backbone.residual_scale == backbone.network.config.scale
     few = dosde.presets.few_step(backbone.residual_scale)
     small = images.Picture((picture * 255).round() / 255, None, 8, None)
@@ -255,16 +254,16 @@ def test_few_step_needs_no_number(tmp_path):
     for how, given in (({}, []), (few, ["--method", "few_step"])):
         out = tmp_path / f"{len(given)}.png"
         assert main(["upscale", str(tmp_path / "a.png"), "-o", str(out), "--steps", "4", "--device", "cpu", *given]) == 0
-        made = backbones.upscale(backbone, small.colour, 4, 4, noise=torch.Generator().manual_seed(0), **how)
+        made = backbones.upscale(backbone, small.colour, 4, 4, noise=seeded(0), **how)
         assert float((images.read(out).colour - made).abs().max()) < 1 / 255
     assert (tmp_path / "0.png").read_bytes() != (tmp_path / "2.png").read_bytes()
 
 
 def test_other_scales_are_made_from_four_times(weights):
     backbone, picture = load(weights), torch.rand(1, 3, 9, 7)
-    four = backbones.upscale(backbone, picture, 4, 2, noise=torch.Generator().manual_seed(0))
+    four = backbones.upscale(backbone, picture, 4, 2, noise=seeded(0))
     for scale, size in ((2, (18, 14)), (1, (9, 7)), (6.5, (58, 46))):
-        other = backbones.upscale(backbone, picture, scale, 2, noise=torch.Generator().manual_seed(0))
+        other = backbones.upscale(backbone, picture, scale, 2, noise=seeded(0))
         assert torch.equal(other, bicubic(four, size).clamp(0, 1))
 
 
@@ -295,7 +294,7 @@ def test_what_ships_beats_bicubic_in_the_mean_and_has_detail_in_a_sample(name):
     lr = degradation.apply(hr[0], degradation.sample(degradation.BICUBIC, np.random.default_rng(0)))[None]
     bicubic = (source(lr, hr.shape[-2:]) + 1) / 2
     backbone = backbones.load("embedded", device="cpu")
-    mean, sample = (backbones.upscale(backbone, lr, 4, n, noise=torch.Generator().manual_seed(0)) for n in (1, 5))
+    mean, sample = (backbones.upscale(backbone, lr, 4, n, noise=seeded(0)) for n in (1, 5))
     assert evaluation.psnr(mean, hr, 4) > evaluation.psnr(bicubic, hr, 4) + 0.4
     assert evaluation.ssim(mean, hr, 4) > evaluation.ssim(bicubic, hr, 4)
     assert realism.spectrum_error(sample, hr, 4) < 0.5 * realism.spectrum_error(bicubic, hr, 4)

@@ -5,13 +5,12 @@ from functools import partial
 
 import pytest
 import torch
+from instances import PROCESS, wrong_calls
 
 import dosde
 from dosde import grid, method, noise, objective, prediction, presets, schedule, shift
-from dosde.check import Refused, RefusedType
 from dosde.process import Process, resshift
 
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 FIELD = Process(schedule.scaled_linear(), shift.cosine(torch.tensor([0.3, 0.5]).reshape(2, 1, 1)))
 BRIDGE = Process(schedule.ve(lambda t: torch.sqrt(t * (1 - t))), shift.linear(1.0))
 LATE = Process(schedule.scaled_linear(), shift.cosine(1.0))
@@ -258,16 +257,7 @@ BEFORE = {
 }
 
 
-@pytest.mark.parametrize("name", BEFORE)
-def test_before_the_first_model_call(name):
-    call, kind, message = BEFORE[name]
-    with pytest.raises(kind, match=message) as caught:
-        call()
-    refused = caught.value
-    assert type(refused) is {ValueError: Refused, TypeError: RefusedType}[kind]
-    assert str(refused) == f"{refused.argument}: {refused.shown}; {refused.needed}"
-    assert "\n" not in str(refused)
-    assert len(str(refused)) < 400
+test_before_the_first_model_call = wrong_calls(BEFORE)
 
 
 def late(at, value):

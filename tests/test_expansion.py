@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from instances import tensor
 from numpy.polynomial import Polynomial
 from scipy.integrate import quad
 
@@ -14,10 +15,6 @@ from dosde import expansion
 from dosde.expansion import weights
 
 VARIABLES = {"lam": expansion.lam, "log_lam": expansion.log_lam, "v": expansion.v(0.7), "sqrt_v": expansion.sqrt_v(0.7)}
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 # lam at the times of a grid: decreasing, by factors from 1.01 to 50

@@ -5,26 +5,17 @@ import math
 
 import pytest
 import torch
+from instances import PROCESS, model, seeded
 from scipy import stats
 
 import dosde
-from dosde import method, schedule, shift
+from dosde import method
 from dosde.noise import Brownian, Independent
-from dosde.process import Process
 
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
 LIKE = torch.zeros(2000, dtype=torch.float64)
 
 
-def model(x, x_hat0, t):
-    return torch.tanh(x + 0.2 * x_hat0) * (1 - 0.3 * float(t))
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(s) for s in seeds]
-
-
-@pytest.mark.parametrize("noise", [Brownian(seed=1), Independent(torch.Generator().manual_seed(1))], ids=["path", "draws"])
+@pytest.mark.parametrize("noise", [Brownian(seed=1), Independent(seeded(1))], ids=["path", "draws"])
 @pytest.mark.parametrize(("u", "u_next"), [(0, 0), (0, 1e-9), (0, 1), (0.3, 0.300001), (1, 2), (0.7, 900.0), (1e-4, 3e4)])
 def test_unit_normal(noise, u, u_next):
     z = noise(float(u), float(u_next), LIKE)
@@ -49,7 +40,7 @@ def test_increments_are_independent():
 
 
 def test_one_path_whatever_is_asked_in_whatever_order():
-    clock = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(6).exp().tolist()
+    clock = torch.rand(40, dtype=torch.float64, generator=seeded(0)).mul(6).exp().tolist()
     forth = {u: Brownian(seed=4).value(u, LIKE.shape) for u in sorted(clock)}
     same = Brownian(seed=4)
     for u in clock:
@@ -83,7 +74,7 @@ def test_a_batch_is_its_items_bit_for_bit(shape, dtype, how):
         return (x * 0.5 + x_hat0 * 0.2).clamp(-1, 1)
 
     x_hat0 = torch.randn(3, *shape).to(dtype)
-    for make in (lambda *seeds: seeded(*seeds), lambda *seeds: Brownian(list(seeds))):
+    for make in (lambda *seeds: [seeded(s) for s in seeds], lambda *seeds: Brownian(list(seeds))):
         together = dosde.solve(elementwise, x_hat0, 4, 3, process=PROCESS, method=how, noise=make(7, 8, 9))
         for i in range(3):
             alone = dosde.solve(elementwise, x_hat0[i : i + 1], 4, 3, process=PROCESS, method=how, noise=make(7 + i))
@@ -92,7 +83,7 @@ def test_a_batch_is_its_items_bit_for_bit(shape, dtype, how):
 
 def test_the_same_seed_gives_the_same_picture_and_another_another():
     x_hat0 = torch.randn(1, 3, 8, 8)
-    runs = [dosde.solve(model, x_hat0, process=PROCESS, noise=seeded(s)[0]) for s in (1, 1, 2)]
+    runs = [dosde.solve(model, x_hat0, process=PROCESS, noise=seeded(s)) for s in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     torch.manual_seed(5)

@@ -5,17 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from instances import PROCESSES
+from instances import PROCESS, PROCESSES, randn
 from test_resshift import KINDS, LOSSES, RELEASED
 
-import dosde
-from dosde import objective, prediction, presets, process, schedule, shift
-
-PROCESS = dosde.Process(schedule.scaled_linear(), shift.cosine(0.5))
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
+from dosde import objective, prediction, presets, process
 
 
 def test_the_released_training_step():

@@ -8,6 +8,7 @@ import pytest
 import report
 import shipped
 import torch
+from instances import seeded
 
 from backbones import embedded
 from backbones.pictures.degradation import BICUBIC
@@ -49,9 +50,9 @@ def small():
 def test_a_row_takes_as_many_calls_as_it_says(key, row, small):
     network, calls = small[row.network], []
     hook = network.register_forward_hook(lambda *_: calls.append(1))
-    x_hat0 = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    x_hat0 = torch.rand(1, 3, 16, 16, generator=seeded(0)) - 0.5
     with torch.no_grad():
-        x0 = row.solve(network, x_hat0, torch.Generator().manual_seed(1))
+        x0 = row.solve(network, x_hat0, seeded(1))
     hook.remove()
     said = re.search(r"(\d) calls?", row.name)
     wanted = 0 if row.name == "bicubic" else int(said[1]) if said else int(row.name) if key == "fig4" else 5

@@ -8,6 +8,7 @@ import numpy as np
 import overhead
 import pytest
 import torch
+from instances import seeded
 from peers import PEERS, exact, exponential, taylor
 
 BY_NAME = {peer.name: peer for peer in PEERS}
@@ -30,7 +31,7 @@ def start(lam):
 
 
 def noises(seed=1):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return lambda *args, **kwargs: torch.randn(6, 2, dtype=torch.float64, generator=generator)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from instances import seeded
 from PIL import Image
 
 import backbones
@@ -86,7 +87,7 @@ def test_one_call_is_the_posterior_mean_and_beats_bicubic():
 
 def test_its_samples_have_more_power_above_nyquist_than_bicubic_and_about_that_of_the_photograph():
     truth, small = chelsea()
-    sample = backbones.upscale(backbones.load("gaussian"), small, 4, 5, 3, noise=torch.Generator().manual_seed(0))
+    sample = backbones.upscale(backbones.load("gaussian"), small, 4, 5, 3, noise=seeded(0))
 
     def high(picture):
         modes = gaussian.dct2(picture)

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from instances import FIELD_PROCESSES, PROCESSES
+from instances import FIELD_PROCESSES, PROCESS, PROCESSES, randn, seeded
 
 import dosde
 from dosde import prediction, schedule, shift
@@ -15,11 +15,6 @@ from dosde.process import Process
 
 KINDS = ("x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps")
 PAIRS = list(itertools.product(KINDS, KINDS))
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
-
-
-def randn(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def as_defined(x, x_hat0, x0, m):
@@ -38,6 +33,7 @@ def as_defined(x, x_hat0, x0, m):
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
+@settings(max_examples=40)
 @given(name=st.sampled_from(sorted(PROCESSES | FIELD_PROCESSES)), fraction=st.floats(0.05, 0.9))
 def test_conversions_follow_the_definitions(source, target, name, fraction):
     process = (PROCESSES | FIELD_PROCESSES)[name]
@@ -110,7 +106,7 @@ def test_one_network_in_all_types_gives_one_x_theta(predicts, name):
             3,
             2,
             grid=times,
-            noise=torch.Generator().manual_seed(1),
+            noise=seeded(1),
             callback=lambda i, t, x, x_theta: seen.append(x_theta),
             **how,
         )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import realism
 import torch
+from instances import seeded
 from scipy import ndimage
 
 from backbones.training.data import Bundled
@@ -25,7 +26,7 @@ def test_the_picture_itself_has_no_error(truth):
 
 def test_the_power_is_that_of_white_noise():
     """Flat, and its variance at every frequency."""
-    noise = 0.1 * torch.randn(1, 1, 256, 320, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    noise = 0.1 * torch.randn(1, 1, 256, 320, generator=seeded(0)).expand(-1, 3, -1, -1)
     frequency, power = realism.radial(noise)
     assert frequency[0] == pytest.approx(0.5 / 192)
     assert frequency[-1] == pytest.approx(0.5 - 0.5 / 192)
@@ -63,7 +64,7 @@ def test_errors_grow_with_what_is_missing(truth):
 def test_grain_of_the_right_power_passes_the_spectrum_and_not_the_texture(truth):
     """The same amplitudes with random phases."""
     y = truth.mean(1, keepdim=True)
-    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(y.shape, generator=seeded(1))
     phases = torch.fft.fft2(noise) / torch.fft.fft2(noise).abs()
     grain = torch.fft.ifft2(torch.fft.fft2(y - y.mean()).abs() * phases).real + y.mean()
     grain, y = (p.expand(-1, 3, -1, -1) for p in (grain, y))
@@ -73,7 +74,7 @@ def test_grain_of_the_right_power_passes_the_spectrum_and_not_the_texture(truth)
 
 def test_grain_is_what_noise_adds_where_the_truth_is_flat(truth):
     """Detail where the truth has detail is none, nor is a shift of brightness."""
-    noise = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    noise = torch.randn(1, 1, 256, 256, generator=seeded(0)).expand(-1, 3, -1, -1)
     board = (torch.arange(256)[:, None] + torch.arange(128)) % 2 - 0.5
     flat = torch.cat([0.5 + 0.02 * board.expand(1, 3, -1, -1), 0.5 + 0.2 * noise[..., 128:]], 3)
     assert realism.grain(flat, flat) == 1

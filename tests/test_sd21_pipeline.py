@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from instances import seeded
 from safetensors.torch import save_file
 
 import dosde
@@ -45,10 +46,6 @@ def played(recorded, prefix=""):
     """The recorded noise as solve draws it: the start's, then one a step."""
     draws = [recorded[f"{prefix}noise_init"], *recorded[f"{prefix}noise_steps"].split(1)]
     return lambda *_: draws.pop(0)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def worst(a, b):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instances import FIELD_PROCESSES, METHODS, MOST, PROCESSES
+from instances import FIELD_PROCESSES, METHODS, MOST, PROCESS, PROCESSES, model, seeded
 from overhead import Latents
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,24 +16,18 @@ import dosde
 from dosde import expansion, method, schedule, shift
 from dosde.process import Process
 
-PROCESS = Process(schedule.scaled_linear(), shift.cosine(0.5))
-
-
-def model(x, x_hat0, t):
-    return (0.6 * x + 0.3 * x_hat0).tanh()
-
 
 @pytest.mark.filterwarnings("ignore:order")  # high orders on 50 uniform steps amplify, and say so
 @pytest.mark.parametrize("how", METHODS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_fuzz(how, data):
     shape = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
-    steps = data.draw(st.integers(1, 50))
+    steps = data.draw(st.integers(1, 30))
     order = data.draw(st.integers(1, min(steps, MOST.get(how, 5))))
     process = PROCESSES[data.draw(st.sampled_from(sorted(PROCESSES)))]
-    x_hat0 = torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9)))).to(dtype)
+    x_hat0 = torch.randn(shape, generator=seeded(data.draw(st.integers(0, 9)))).to(dtype)
     before = x_hat0.clone()
     x0 = dosde.solve(model, x_hat0, steps, order, process=process, method=METHODS[how])
     assert (x0.shape, x0.dtype, x0.device) == (x_hat0.shape, dtype, x_hat0.device)
@@ -76,7 +70,7 @@ def test_a_field_is_solved_element_by_element(name):
             if x is None:
                 m = marginals[0]
                 x = m.alpha * one + m.sigma * 0.3
-            past = [model(x, one, None), *past[:2]]
+            past = [model(x, one, step.t), *past[:2]]
             x = step.keep * x + step.hat * one + sum(w * p for w, p in zip(step.new, past, strict=False)) + step.noise * 0.3
         assert float(x) == pytest.approx(float(together[(slice(None), *place)]), abs=1e-12)
 
@@ -95,7 +89,7 @@ def test_callback_gets_every_step_and_copies():
 
 def test_a_callback_changes_nothing():
     x_hat0 = torch.randn(2, 3, 4, 4)
-    g = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    g = lambda: seeded(0)  # noqa: E731
     plain = dosde.solve(model, x_hat0, process=PROCESS, noise=g())
     assert torch.equal(plain, dosde.solve(model, x_hat0, process=PROCESS, noise=g(), callback=lambda *a: None))
 
@@ -104,7 +98,7 @@ def test_a_callback_changes_nothing():
 def test_a_model_may_return_its_input_or_one_buffer_cast(order):
     """x_theta = x shares memory with the state that is written in place; a copy must give the same."""
     x_hat0 = torch.randn(1, 3, 4, 4)
-    g = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    g = lambda: seeded(0)  # noqa: E731
     for same, copy in (
         (lambda x, h, t: x, lambda x, h, t: x.clone()),
         (lambda x, h, t: x.view_as(x), lambda x, h, t: x + 0),
@@ -121,7 +115,7 @@ def test_models_see_their_own_dtype_and_the_state_stays_float32():
         return model(x, x_hat0, t)
 
     x_hat0 = torch.randn(1, 3, 8, 8)
-    g = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    g = lambda: seeded(0)  # noqa: E731
     dosde.solve(half, x_hat0.bfloat16(), process=PROCESS)
     assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
     # A model that rounds its output only: the loop must not round anything else.
@@ -133,8 +127,8 @@ def test_models_see_their_own_dtype_and_the_state_stays_float32():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("dossr", n) for n in (1, 2, 5, 20, 100, 499)]  # the released grid has 499 steps at most
-    + [(name, n) for name in ("uniform", "log_lam", "karras") for n in (1, 2, 5, 20, 100, 1000)],
+    [(name, n) for name in ("dossr", "uniform", "log_lam", "karras") for n in (1, 2, 5, 20, 150)]
+    + [("dossr", 499)],  # the most that the released grid has
 )
 @pytest.mark.parametrize("predicts", ["vp_eps", "v", "x0"])
 def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
@@ -148,21 +142,12 @@ def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
     log = functools.partial(method.adams, variable=expansion.log_lam)
     how = log if name in ("log_lam", "karras") else method.dos
     x_hat0 = (0.5 * torch.randn(1, 4, 8, 8)).to(dtype).float()
+    model = dosde.Denoiser(network(process, predicts), process, predicts)
     for order in {1, min(3, steps)}:
-        results = []
-        for kind in (torch.float32, dtype):
-            model = dosde.Denoiser(network(process, predicts), process, predicts)
-            results.append(
-                dosde.solve(
-                    model,
-                    x_hat0.to(kind),
-                    steps,
-                    order,
-                    method=how,
-                    grid=grid,
-                    noise=torch.Generator().manual_seed(0),
-                ).float()
-            )
+        results = [
+            dosde.solve(model, x_hat0.to(kind), steps, order, method=how, grid=grid, noise=seeded(0)).float()
+            for kind in (torch.float32, dtype)
+        ]
         assert results[1].isfinite().all()
         eps = torch.finfo(dtype).eps
         difference = results[0] - results[1]
@@ -173,9 +158,13 @@ def test_half_precision_is_close_to_float32(dtype, name, steps, predicts):
 def network(process, predicts):
     """The exact prediction for x0 ~ N(x_hat0, 0.2^2), computed in the dtype of its input."""
 
-    def net(x, x_hat0, t):
+    @functools.cache  # every solve asks for the same times
+    def scalars(t):
         m = process(t)
-        a, alpha, sigma = float(m.a), float(m.alpha), float(m.sigma)
+        return float(m.a), float(m.alpha), float(m.sigma)
+
+    def net(x, x_hat0, t):
+        a, alpha, sigma = scalars(float(t))
         gain = a * 0.04 / (a * a * 0.04 + sigma * sigma)
         x0 = x_hat0 + gain * (x - alpha * x_hat0)
         if predicts == "x0":
@@ -278,7 +267,7 @@ def test_a_model_that_uses_gradients_leaves_no_graph():
 
 
 def test_inside_inference_mode():
-    g = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    g = lambda: seeded(0)  # noqa: E731
     x_hat0 = torch.randn(1, 4)
     outside = dosde.solve(model, x_hat0, process=PROCESS, noise=g())
     with torch.inference_mode():

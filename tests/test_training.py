@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from instances import seeded
 from safetensors.torch import load_file, save_file
 from training_networks import Network
 
@@ -135,7 +136,7 @@ def test_what_was_trained_upscales(tmp_path):
     averaged = {name[4:]: tensor for name, tensor in last(tmp_path / "run").items() if name.startswith("ema.")}
     for name, tensor in backbone.network.state_dict().items():
         assert torch.allclose(tensor.float(), averaged[name], rtol=1e-3, atol=1e-6), name
-    made = backbones.upscale(backbone, torch.rand(1, 3, 8, 8), 4, 2, noise=torch.Generator().manual_seed(0))
+    made = backbones.upscale(backbone, torch.rand(1, 3, 8, 8), 4, 2, noise=seeded(0))
     assert made.shape == (1, 3, 32, 32)
     released = config.parse(tiny(tmp_path, model=sizes, process={"kind": "dossr"}))
     with pytest.raises(ValueError, match="process: dossr; vp with a cosine shift or none, resshift, or flow, is needed"):
@@ -478,7 +479,7 @@ def test_a_validation_is_of_the_averages_as_they_upscale(tmp_path):
     network = Network().eval()
     network.load_state_dict(part(last(tmp_path / "run"), "ema."))
     model = dosde.Denoiser(lambda x, x_hat0, t: network(x, x_hat0, t.float()[None]), config.made_process(made.process), "x0")
-    noise = torch.Generator().manual_seed(5)
+    noise = seeded(5)
     with torch.no_grad():
         x0 = dosde.solve(model, embedded.source(lr[None], (32, 32)), 3, 2, noise=noise)
     row = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])

@@ -25,7 +25,7 @@ from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
 from backbones.pictures.degradation import Degradation as DegradationParameters
 from dosde import objective, presets, schedule, shift
 from dosde.check import Refused
-from dosde.prediction import Predicts
+from dosde.prediction import TRAINED, Predicts
 
 from .data import Bundled, Folder, Mixed, Procedural, Samples, Source
 
@@ -103,7 +103,7 @@ class Process:
 class Objective:
     """[objective]: `dosde.objective.loss`, and where its times come from."""
 
-    predicts: str = _choice("x0", *get_args(Predicts))
+    predicts: str = _choice("x0", *TRAINED)
     norm: str = _choice("l2", "l2", "l1")
     of: str = _choice("net", "net", "x0")
     weight: str = _choice("one", "one", "plain", "bound", "u")

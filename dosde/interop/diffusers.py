@@ -15,10 +15,11 @@ This interface has a state, which the rest of the package has not: a plan, the i
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -26,9 +27,10 @@ from torch import Tensor
 from dosde import check, expansion, grid, method, presets, recipe, schedule, shift
 from dosde.check import Refused, RefusedType
 from dosde.noise import Independent
+from dosde.placement import state_dtype
 from dosde.plan import applied, marginals
-from dosde.prediction import Predicts, combine, to_x0
-from dosde.process import Process, state_dtype
+from dosde.prediction import TRAINED, Predicts, combine, to_x0
+from dosde.process import Process
 from dosde.solve import advanced, noised
 from dosde.step import Method, Step
 
@@ -47,10 +49,11 @@ _SOLVERS = (*_PLAIN, *_EXPANDED, "few_step")
 
 @dataclass
 class DoSDESchedulerOutput(BaseOutput):  # type: ignore[misc]
-    """What `step` returns, both in the shape and dtype of the sample.
+    """The output of `step`, in the shape and dtype of the sample.
 
-    prev_sample           the state at the next time, the input of the next step.
-    pred_original_sample  x_theta, the estimate of x0 that the output of the network is.
+    Args:
+        prev_sample: the state at the next time, the input of the next step.
+        pred_original_sample: x_theta, the estimate of x0 that follows from the output of the network.
     """
 
     prev_sample: Tensor
@@ -60,28 +63,39 @@ class DoSDESchedulerOutput(BaseOutput):  # type: ignore[misc]
 class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Domain-shift SDEs and their ODEs for pipelines of diffusers. All arguments are plain values, kept in the config.
 
-    num_train_timesteps  T, the length of the table: index i, the timestep that networks are called with, is at t = (i + 1)/T.
-    beta_start, beta_end, beta_schedule, trained_betas
-                         the table of the noise: "scaled_linear" (Stable Diffusion) or "linear", or T betas.
-    shift, t1            eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
-    trained_etas         T values of eta instead.
-    prediction_type      what the network predicts: vp_eps, x0, v, eps, residual, sigma_eps (see `dosde.prediction`), or in
-                         their words epsilon, sample, v_prediction.
-    solver, solver_order "dos" (the paper's, orders 1 to 3), "adams", "ode", "chain" (any order), "resshift" (1), "few_step"
-                         (what we recommend for few calls). The order is lowered to what the solver knows, and to the steps.
-    scale                std of x0 given x_hat0 per element, for few_step.
-    tau                  noise of adams and few_step, 0 (the ODE) to 1 (the SDE). Default: 1, and 0 for few_step.
-    corrector, variable  of adams, ode and chain: one order more at no call; what x_theta is expanded in, "lam" or "log_lam".
-    timestep_spacing     "dossr" (the released grid), "uniform" in t, "few_step"; "spaced" (theirs is "linspace"), "leading" and
-                         "trailing": indices below t1, then t = 0. Default: that of the solver few_step, of the shift dossr,
-                         "spaced" without a shift, else "uniform".
-    steps_offset         added to the indices of "leading".
-
     A stock img2img pipeline sets no x_hat0: the picture that it adds noise to at its start is taken for it (`add_noise`).
 
-    Samples in half precision: the state is float32 inside, as in `solve`. `step` returns it rounded, for the network, and goes
-    on with what it rounded if the next sample is the tensor that it returned; another one is taken as it is.
-    Errors: ValueError or TypeError that name the argument, before any step.
+    With samples in half precision the state is float32 inside, as in `solve`. `step` returns it rounded, for the network. If
+    the next sample is the tensor that `step` returned, the solve goes on with the state before rounding.
+
+    Args:
+        num_train_timesteps: T, the length of the table. Index i, the timestep that networks are called with, is at
+            t = (i + 1)/T.
+        beta_start: the first beta of the table of the noise.
+        beta_end: the last beta.
+        beta_schedule: "scaled_linear" (Stable Diffusion), "linear", or "squaredcos_cap_v2" (a cosine, without beta_start and
+            beta_end).
+        trained_betas: T betas instead.
+        shift: eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
+        t1: the time from which eta is 1.
+        trained_etas: T values of eta instead.
+        prediction_type: the kind of prediction: vp_eps, x0, v, eps, residual, sigma_eps (see `dosde.prediction`), or in the
+            words of diffusers epsilon, sample, v_prediction.
+        solver: "dos" (the paper's, orders 1 to 3), "adams", "ode", "chain" (any order), "resshift" (1), or "few_step" (our
+            recommendation for few calls).
+        solver_order: the order, lowered to the highest that the solver has, and to the number of steps.
+        scale: std of x0 given x_hat0 per element, for few_step.
+        tau: the noise of adams and few_step, 0 (the ODE) to 1 (the SDE). Default: 1, and 0 for few_step.
+        corrector: of adams, ode and chain, one order more at no call.
+        variable: of adams, ode and chain, the variable of the expansion, "lam" or "log_lam".
+        timestep_spacing: "dossr" (the released grid), "uniform" in t, "few_step"; "spaced" (diffusers: "linspace"), "leading"
+            and "trailing", indices below t1, then t = 0. Default: "few_step" for that solver, "dossr" for that shift, "spaced"
+            without a shift, else "uniform".
+        steps_offset: a number added to the indices of "leading".
+
+    Raises:
+        ValueError: before any step, with the name of the argument.
+        TypeError: likewise.
     """
 
     order = 1
@@ -143,6 +157,24 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._shifted = shift != "none" or trained_etas is not None
         self._forget()
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A scheduler of a config, its own or that of a scheduler of diffusers with a table of betas.
+
+        All values of the table are taken over, defaults included.
+
+        Raises:
+            ValueError: for a scheduler of diffusers whose noise is no table of betas (flow matching, EDM, variance-exploding,
+                consistency), or whose table is rescaled.
+        """
+        if isinstance(config, Mapping):
+            others = set(config) - cls._get_init_keys(cls) - {"_diffusers_version"}  # `_class_name`, if nothing else
+            if "solver" not in config and (others or isinstance(config, FrozenDict)):
+                _check_theirs({**config, **kwargs})
+            # diffusers leaves out what were defaults there, and defaults here are others.
+            config = {name: value for name, value in config.items() if name != "_use_default_values"}
+        return super().from_config(config, *args, **kwargs)
+
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
@@ -154,7 +186,8 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _recipe(self) -> object:
         """The arguments, of which the state of a loop is no part."""
-        return recipe.key({name: value for name, value in self.config.items() if not name.startswith("_")})
+        own = self._get_init_keys(type(self))
+        return recipe.key({name: value for name, value in sorted(self.config.items()) if name in own})
 
     # -- The problem, as `solve` takes it -------------------------------------------------------------------------
 
@@ -175,9 +208,10 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if spacing == "leading":
             index = torch.arange(steps, dtype=torch.float64).flip(0) * (most // steps) + self.config.steps_offset
         elif spacing == "trailing":
-            index = torch.round(most - most / steps * torch.arange(steps, dtype=torch.float64)) - 1
-        else:
-            index = torch.linspace(most - 1, 0, steps, dtype=torch.float64).round()
+            index = torch.from_numpy(np.arange(most, 0, -most / steps)[:steps].round()) - 1
+        else:  # numpy's arithmetic, which diffusers uses: torch's rounds other indices up
+            index = torch.from_numpy(np.linspace(0, most - 1, steps).round()[::-1].copy())
+            index[0] = most - 1  # of one step, too, which diffusers has begin at t = 1/T
         return torch.cat([(index + 1) / T, index.new_zeros(1)])
 
     def order_for(self, num_inference_steps: int) -> int:
@@ -340,7 +374,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._start, self.plan, self._kept = points[0], plan, max(len(step.new) for step in plan)
 
     def _forget(self) -> None:
-        """What a loop has left."""
+        """Drops the state of a loop."""
         self._begin_index = self._step_index = self._exact = None
         self._past, self._sums = [], []
 
@@ -366,7 +400,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return rounded
 
     def _unrounded(self, sample: Tensor) -> Tensor:
-        """What `sample` is the rounding of, if it is the tensor that was returned and nobody wrote to it."""
+        """The state before rounding, if `sample` is the tensor that was returned and nobody wrote to it."""
         if self._exact is None:
             return sample
         returned, version, x = self._exact
@@ -409,10 +443,28 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _predicts(name: str) -> Predicts:
-    known = (*(kind for kind in get_args(Predicts) if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
+    known = (*(kind for kind in TRAINED if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
     check.one_of("prediction_type", name, known)
     kind: Predicts = _THEIR_NAMES.get(name, name)  # type: ignore[assignment]
     return kind
+
+
+def _check_theirs(config: Mapping[str, Any]) -> None:
+    """Refused for the config of a scheduler of diffusers that stands for another process."""
+    names = [name for name in config if not name.startswith("_")]
+    name = config.get("_class_name", f"one with {', '.join(names[:4])}")  # which configs in memory do not say
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise Refused(
+            "config", config, "the config of one with beta_schedule or trained_betas is needed", f"{name}, without betas"
+        )
+    plain: dict[str, object] = {"rescale_betas_zero_snr": False, "use_flow_sigmas": False, "snr_shift_scale": 1.0}
+    plain |= {"sigma_min": None, "sigma_max": None, "timestep_type": "discrete"}
+    for option, value in plain.items():
+        if config.get(option, value) != value:
+            raise Refused(option, config[option], f"{value} is needed: a table of betas as it is, in the config of {name}")
+    if "learned" in str(config.get("variance_type")):
+        needed = f"a network that predicts no variance is needed, and the config of {name} is of one that does"
+        raise Refused("variance_type", config["variance_type"], needed)
 
 
 def _listed(name: str, values: Sequence[float], T: int) -> Tensor:
@@ -430,7 +482,10 @@ def _betas(T: int, first: float, last: float, name: str, trained: Sequence[float
             i = int((~((betas > 0) & (betas < 1))).nonzero()[0])
             raise Refused("trained_betas", betas[i], "numbers between 0 and 1 are needed", f"{betas[i]:g} at index {i}")
         return betas
-    check.one_of("beta_schedule", name, ("scaled_linear", "linear"))
+    check.one_of("beta_schedule", name, ("scaled_linear", "linear", "squaredcos_cap_v2"))
+    if name == "squaredcos_cap_v2":
+        alphas = torch.cos((torch.arange(T + 1, dtype=torch.float64, device="cpu") / T + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - alphas[1:] / alphas[:-1]).clamp(max=0.999)
     if not 0 < first < last < 1:
         raise Refused("beta_start, beta_end", first, "0 < beta_start < beta_end < 1 is needed", f"{first}, {last}")
     if name == "linear":

@@ -22,7 +22,7 @@ from dosde.expansion import log_lam
 from dosde.method import adams, using
 from dosde.noise import Independent
 from dosde.prediction import Denoiser
-from dosde.process import Process, process_of
+from dosde.process import Process
 from dosde.schedule import ve
 from dosde.shift import none
 from dosde.solve import Model, solve
@@ -32,17 +32,25 @@ _in_log_lam = using(adams, variable=log_lam)  # their grids end with a long step
 
 
 def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) -> Callable[..., Tensor]:
-    """A model of ours, for one source, as a denoiser of theirs: f(y, sigma, **extra_args) -> x_theta, y like x_hat0.
+    """A model of ours, for one source, as a denoiser of k-diffusion: f(y, sigma, **extra_args) -> x_theta, y like x_hat0.
 
-    sigma has shape (batch,) and one value: lam at t = process.time(sigma), where the model is called at x = a y + b x_hat0
-    (with extra_args as keywords). A solve of ours that starts at time t starts in y at x_hat0 + sigma z:
+    sigma has shape (batch,) and one value: lam at t = process.time(sigma). The model is called there, at x = a y + b x_hat0,
+    with extra_args as keywords. A solve of ours that starts at time t starts in y at x_hat0 + sigma z:
 
         times = torch.linspace(0.9 * process.t1, 0, 11)             # lam is infinite where a = 0, so below t1
         sigmas = process(times).lam
         x0 = sample_dpmpp_2m(as_denoiser(model, x_hat0, process), x_hat0 + sigmas[0] * z, sigmas)
 
-    As in `solve`, what is computed here is float32 at least, whatever the dtype of y and of x_hat0. Errors: ValueError or
-    TypeError; for a field eta, whose lam is not one number, too.
+    As in `solve`, the computation is in float32 at least, whatever the dtype of y and of x_hat0.
+
+    Args:
+        model: (x, x_hat0, t) -> x_theta.
+        x_hat0: the source, (batch, ...).
+        process: needed if the model has none.
+
+    Raises:
+        ValueError: for a field eta, whose lam is not one number, and for a sigma that lam does not take.
+        TypeError: for an argument of the wrong type.
 
     >>> import torch, dosde
     >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
@@ -52,7 +60,7 @@ def as_denoiser(model: Model, x_hat0: Tensor, process: Process | None = None) ->
     0.2500
     """
     check.function("model", model, "a function (x, x_hat0, t) -> x_theta is needed", check.form(model))
-    process = process_of(model, process)
+    process = check.process(model, process, Process)
     check.source(x_hat0, process.field_shape)
     if process.field_shape:
         raise Refused(
@@ -100,17 +108,28 @@ def sample_dosde(
     method: Method = _in_log_lam,
     noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Solves from the state x at sigmas[0] to sigmas[-1], which may be 0, one call of model(x, sigma, **extra_args) a step.
+    """A sampler for k-diffusion: from the state x at sigmas[0] to sigmas[-1], which may be 0.
 
-    x              as given: x0 + sigmas[0] noise, whatever x0 the caller started from.
-    sigmas         decreasing, 1-D; the model gets each as a tensor of shape (batch,).
-    callback       gets a dict of x, i, sigma, sigma_hat (the same) and denoised after each call.
-    disable        True: no progress bar; False: one; None: one on a terminal.
-    order, method  as in `solve`. Default: the SDE, expanded in log lam.
-    noise_sampler  (sigma, sigma_next) -> unit normal noise. Default: torch.randn_like. An ODE draws none.
+    Each step makes one call of model(x, sigma, **extra_args). It is `solve` on x = x0 + sigma eps (a = 1, b = 0) with
+    t = sigma/sigmas[0], which its messages name.
 
-    It is `solve` on x = x0 + sigma eps (a = 1, b = 0) with t = sigma/sigmas[0], which its messages name. Returns the state in
-    the dtype of x. Errors: those of `solve`.
+    Args:
+        model: (x, sigma, **extra_args) -> denoised.
+        x: x0 + sigmas[0] noise, whatever x0 the caller started from.
+        sigmas: decreasing, 1-D. The model gets each as a tensor of shape (batch,).
+        extra_args: keywords for the model.
+        callback: gets a dict of x, i, sigma, sigma_hat (the same) and denoised after each call.
+        disable: True: no progress bar; False: one; None: one on a terminal.
+        order: as in `solve`.
+        method: as in `solve`. Default: the SDE, expanded in log lam.
+        noise_sampler: (sigma, sigma_next) -> unit normal noise. Default: torch.randn_like. An ODE draws none.
+
+    Returns:
+        The last state in the dtype of x.
+
+    Raises:
+        ValueError: as in `solve`.
+        TypeError: as in `solve`.
 
     >>> import torch
     >>> sigmas = torch.tensor([10.0, 1.0, 0.1, 0.0])
