@@ -7,6 +7,9 @@ writes, and elements that some a brings to each other's places are one number, s
 convolutions, Cohen and Welling 2016). A `Move` says where the channels of a layer's input or output go.
 """
 
+import functools
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -34,6 +37,7 @@ def folded(channels: int, side: int) -> Move:
     return _product(fixed(channels), moved)
 
 
+@functools.cache
 def eights(channels: int) -> Move:
     """Channels in groups of eight."""
     cell = torch.arange(4, device="cpu").reshape(2, 2)  # its eight positions are all different
@@ -60,31 +64,43 @@ def tie(layer: nn.Conv2d | nn.Linear, outputs: Move, inputs: Move) -> None:
     """Makes the free numbers of a layer's weight and bias its parameters; the values it had are where they start."""
     for name in ("weight", "bias"):
         whole: Tensor = getattr(layer, name)
-        places = torch.arange(whole.numel(), device="cpu").reshape(whole.shape)
-        moved = []
-        for a in range(EIGHT):
-            of = places[outputs[a]]
-            of = of[:, inputs[a]] if of.ndim > 1 else of
-            moved.append(positioned(of, a) if of.ndim == 4 else of)
-        parametrize.register_parametrization(layer, name, Shared(torch.stack(moved).amin(0)), unsafe=True)
+        moves = (outputs.contiguous().numpy().tobytes(), inputs.contiguous().numpy().tobytes())
+        parametrize.register_parametrization(layer, name, Shared(*_orbits(tuple(whole.shape), *moves)), unsafe=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _orbits(shape: tuple[int, ...], outputs: bytes, inputs: bytes) -> tuple[torch.Size, Tensor, Tensor]:
+    """The arguments of `Shared`: elements of a weight that are one number. Layers of one shape have the same."""
+    out, into = (torch.frombuffer(bytearray(move), dtype=torch.int64).reshape(EIGHT, -1) for move in (outputs, inputs))
+    places = torch.arange(math.prod(shape), device="cpu").reshape(shape)
+    moved = []
+    for a in range(EIGHT):
+        of = places[out[a]]
+        of = of[:, into[a]] if of.ndim > 1 else of
+        moved.append(positioned(of, a) if of.ndim == 4 else of)
+    first = torch.stack(moved).amin(0)  # the least index of those that an element is one with
+    in_memory = first.permute(0, 2, 3, 1) if first.ndim == 4 else first  # channels last, twice as fast on a CPU
+    representatives, index = torch.unique(in_memory, return_inverse=True)
+    return in_memory.shape, representatives, index.flatten().int()
 
 
 class Shared(nn.Module):
     """A tensor some of whose elements are one number: from those numbers, (n,), to the whole, and back.
 
-    first: of its shape, for each element the least index of those that it is one with.
+    Args:
+        stored: the shape of the whole in memory, channels last.
+        representatives: (n,), for each number an element that has it, by its place in the whole.
+        index: for each element, in memory, its number.
     """
 
     index: Tensor
     representatives: Tensor
 
-    def __init__(self, first: Tensor) -> None:
+    def __init__(self, stored: torch.Size, representatives: Tensor, index: Tensor) -> None:
         super().__init__()
-        in_memory = first.permute(0, 2, 3, 1) if first.ndim == 4 else first  # channels last, twice as fast on a CPU
-        self.stored = in_memory.shape
-        representatives, index = torch.unique(in_memory, return_inverse=True)
-        self.register_buffer("representatives", representatives, persistent=False)
-        self.register_buffer("index", index.flatten().int(), persistent=False)
+        self.stored = stored
+        self.register_buffer("representatives", representatives.clone(), persistent=False)
+        self.register_buffer("index", index.clone(), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
         whole = numbers.index_select(0, self.index).reshape(self.stored)
