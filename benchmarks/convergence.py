@@ -173,13 +173,13 @@ def _strong(how: Method, order: int, steps: int, top: float = 1.0) -> Tensor:
 
 
 @functools.cache
-def _strong_exact(noise: float | Psi) -> Tensor:
-    return _strong(functools.partial(method.adams, tau=noise), 2, 2048, 1.0 if noise == 1 else 0.9)
+def _strong_exact(noise: float | Psi, finest: int) -> Tensor:
+    return _strong(functools.partial(method.adams, tau=noise), 2, finest, 1.0 if noise == 1 else 0.9)
 
 
-def strong(how: Method, order: int, steps: int, noise: float | Psi = 1.0) -> float:
+def strong(how: Method, order: int, steps: int, noise: float | Psi = 1.0, finest: int = 2048) -> float:
     result = _strong(how, order, steps, 1.0 if noise == 1 else 0.9)
-    return float((result - _strong_exact(noise)).square().mean().sqrt())
+    return float((result - _strong_exact(noise, finest)).square().mean().sqrt())
 
 
 COUNTS: dict[str, tuple[int, ...]] = {

@@ -43,7 +43,7 @@ def test_an_ode_method_has_its_order(name, order):
 @pytest.mark.parametrize(("name", "order"), [p for p in STOCHASTIC if p[0] not in ("resshift", "srk")])
 def test_strong_order_1(name, order):
     """That of srk is in test_few_steps.py."""
-    assert measured(strong, name, order, NOISES.get(name, 1.0)) == pytest.approx(1, abs=0.2)
+    assert measured(strong, name, order, NOISES.get(name, 1.0), 1024) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize(("name", "order"), STOCHASTIC)

@@ -2,7 +2,7 @@
 
     >>> parse({"task": "embedded", "out": "runs/a", "steps": 100, "optimizer": {"lr": -1.0}})
     Traceback (most recent call last):
-    ValueError: optimizer.lr: -1.0; a number above 0 is needed
+    dosde.check.Refused: optimizer.lr: -1.0; a number above 0 is needed
 
 Every error is one line: the key, its value, and what is legal. Paths are relative to where the command runs.
 """
