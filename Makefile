@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE  # tests start processes; bytecode that is writ
 demo: $(VENV)/.images
 	$(BIN)/python benchmarks/demo.py demo
 
-test quick: PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+test quick: PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
 test: $(VENV)/.test
 	$(PYTEST)

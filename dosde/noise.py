@@ -16,7 +16,7 @@ from torch import Tensor
 from . import check
 from .check import Refused, RefusedType, require
 from .srk import Stages as Stages
-from .step import Coefficient
+from .step import Array, Coefficient
 
 Noise = Callable[[Coefficient, Coefficient, Tensor], Tensor]
 """(u, u_next, like) -> z."""
@@ -102,34 +102,34 @@ class Brownian:
         ok = not self.batched or len(self.seeds) == like.shape[0]
         require(ok, "noise", self, f"{like.shape[0]} are needed, one a sample", f"{len(self.seeds)} seeds")
         if u_next == 0:  # the start at eta = 1: the limit of W(u)/sqrt(u), independent of all that follows
-            return self._draw((0,), like.shape).to(like)
+            return torch.from_numpy(self._draw((0,), like.shape)).to(like)
         ends = [self._last.get((v, like.shape)) for v in (u, u_next)]
         before, after = (self.value(v, like.shape) if w is None else w for v, w in zip((u, u_next), ends, strict=True))
         self._last = {(u, like.shape): before, (u_next, like.shape): after}
         return ((after - before) / math.sqrt(u_next - u)).to(like)
 
     def value(self, u: float, shape: torch.Size) -> Tensor:
-        """W(u), float64 on the host."""
+        """The path W(u), float64 on the host."""
         if u == 0:
             return torch.zeros(shape, dtype=torch.float64, device="cpu")
         octave = math.frexp(u)[1] - 1  # 2^octave <= u < 2^(octave + 1)
         low, high = 2.0**octave, 2.0 ** (octave + 1)
         w_low = self._power(octave, shape)
         if u == low:
-            return w_low
+            return torch.from_numpy(w_low)
         w_high = self._power(octave + 1, shape)
         node = 1
         while True:
             middle = (low + high) / 2
             w = (w_low + w_high) / 2 + math.sqrt((high - low) / 4) * self._draw((2, octave + 2**15, node), shape)
             if u == middle:
-                return w
+                return torch.from_numpy(w)
             if u < middle:
                 high, w_high, node = middle, w, 2 * node
             else:
                 low, w_low, node = middle, w, 2 * node + 1
 
-    def _power(self, octave: int, shape: torch.Size) -> Tensor:
+    def _power(self, octave: int, shape: torch.Size) -> Array:
         """W(2^octave), walked from W(1): upwards by increments, downwards by bridges to W(0) = 0."""
         w = self._draw((1, 0), shape)
         for k in range(octave):
@@ -138,12 +138,12 @@ class Brownian:
             w = w / 2 + math.sqrt(2.0**k / 4) * self._draw((1, 1 - 2 * k), shape)
         return w
 
-    def _draw(self, place: tuple[int, ...], shape: torch.Size) -> Tensor:
+    def _draw(self, place: tuple[int, ...], shape: torch.Size) -> Array:
         """The standard normal that belongs to a place of the construction."""
-        one = shape[1:] if self.batched else shape
+        one = tuple(shape[1:] if self.batched else shape)
         draws = [np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=place))) for seed in self.seeds]
-        values = [torch.from_numpy(np.asarray(g.standard_normal(tuple(one)))) for g in draws]
-        return torch.stack(values) if self.batched else values[0]
+        values = [np.asarray(g.standard_normal(one)) for g in draws]
+        return np.stack(values) if self.batched else values[0]
 
 
 def as_noise(noise: object) -> Noise:

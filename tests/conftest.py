@@ -11,12 +11,13 @@ settings.register_profile("dosde", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("dosde")
 torch.set_num_threads(1)  # tests run side by side
 
-LONG = ("test_training_sd21", "test_training", "test_sd21_cli", "test_orders", "test_reference", "test_cli")
+LONG = ("training_sd21", "sd21_pipeline", "training", "cli", "orders", "reference", "sd21_cli", "few_steps", "embedded")
+# A file runs in one worker: what its tests share, such as exact solutions and a server of processes, is made once.
 
 
 def pytest_collection_modifyitems(items):
     """Files of long tests first, so that no worker is left alone with one of them in the end."""
-    order = {name: i for i, name in enumerate(LONG)}
+    order = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from convergence import METHODS as STUDIES
-from convergence import slope, strong
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import PROCESS, PROCESSES, model, seeded, tensor
@@ -202,14 +200,6 @@ def test_srk_is_roesslers_sra1():
         model, x_hat0, 6, 2, process=PROCESS, method=method.srk, grid=times, noise=noise.Stages(drive, points=points)
     )
     assert torch.allclose(x, a * m / u + b * x_hat0, atol=1e-10, rtol=0)
-
-
-@pytest.mark.xdist_group("strong")  # one worker makes the path and its exact solutions
-def test_srk_has_strong_order_one_and_a_half_and_solver_1_has_one():
-    how = STUDIES["srk"][0]
-    errors = [strong(how, 2, calls) for calls in (64, 128)]
-    assert slope(errors) == pytest.approx(1.5, abs=0.2)
-    assert errors[-1] < strong(method.dos, 1, 128) / 5
 
 
 def test_srk_ends_at_0_with_a_step_without_a_stage():

@@ -366,9 +366,6 @@ def test_samples_are_those_of_the_config(tmp_path):
     assert config.made_samples(config.parse(tiny(tmp_path)).data, 7).degradation == replace(degradation.BICUBIC, scale=4)
 
 
-PROCESSES = pytest.mark.xdist_group("processes")  # one worker has the server that they are forked from
-
-
 def two_processes(path, *arguments, **variables):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -385,7 +382,6 @@ def assert_same_run(one, two):
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
 
 
-@PROCESSES
 def test_two_processes_have_the_losses_of_one(tmp_path):
     """Accumulation too. Dropout is of each process, so there is none."""
     without = {"model": {"options": {"dropout": 0.0}}}
@@ -398,7 +394,6 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 MEMBERS = {"network": "backbones.embedded:Network", "options": {"width": 8, "blocks": 1, "embedding": 8, "members": 2}}
 
 
-@PROCESSES
 def test_two_processes_that_share_the_weights_have_the_losses_of_one(tmp_path):
     """FSDP2: of the network that ships, tied and with members, in parts, validated, resumed sharded and on one process."""
     pictures = {"every": 4, "pictures": "procedural", "count": 1, "crop": 32, "steps": [1]}
@@ -411,7 +406,6 @@ def test_two_processes_that_share_the_weights_have_the_losses_of_one(tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
-@PROCESSES
 def test_bf16_of_shared_weights_rounds_neither_what_the_network_gets_nor_what_it_returns(tmp_path):
     """FSDP's own bf16 does: losses differ by 1e-5 at the first step and 5e-4 at the second."""
     changes = {"model": MEMBERS, "precision": "bf16", "steps": 4}

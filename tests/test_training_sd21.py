@@ -7,7 +7,7 @@ import golden_sd21
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import PROCESSES, SHARDED, last, losses, same, two_processes, written
+from test_training import SHARDED, last, losses, same, two_processes, written
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -212,7 +212,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(weights):
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
 
 
-@PROCESSES
 @pytest.mark.parametrize("variables", [{}, SHARDED], ids=["ddp", "fsdp"])
 def test_two_processes_have_the_losses_of_one(weights, tmp_path, variables):
     """With everything that saves memory: latents from files, gradient checkpointing, parts of a batch."""
