@@ -21,11 +21,11 @@ test quick: PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=2
 test: $(VENV)/.test
 	$(PYTEST)
 
-# The mathematics: all but the strong orders, whose exact paths take long.
+# The mathematics: all but what takes long (orders of paths and of ODEs, half precision, fuzzing) and what needs diffusers.
 CORE := schedule shift process prediction expansion step method grid noise plan plans solve recipe details errors structure \
 	orders parity reductions flow cold objective
 quick: $(VENV)/.test
-	$(PYTEST) -k "not strong and not path_of_the_sde" $(wildcard $(CORE:%=tests/test_%.py)) dosde --ignore=dosde/interop
+	$(PYTEST) -k "not strong and not path_of_the_sde and not half_precision and not scheduler and not ode_method and not fuzz" $(wildcard $(CORE:%=tests/test_%.py)) dosde --ignore=dosde/interop
 
 mutants: $(VENV)/.dev
 	$(BIN)/python benchmarks/mutants.py  # an hour

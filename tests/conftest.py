@@ -11,7 +11,19 @@ settings.register_profile("dosde", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("dosde")
 torch.set_num_threads(1)  # tests run side by side
 
-LONG = ("training_sd21", "sd21_pipeline", "training", "cli", "orders", "reference", "sd21_cli", "few_steps", "embedded")
+LONG = (
+    "training_sd21",
+    "sd21_pipeline",
+    "training",
+    "cli",
+    "orders",
+    "reference",
+    "sd21_cli",
+    "few_steps",
+    "embedded",
+    "solve",
+    "step",
+)
 # A file runs in one worker: what its tests share, such as exact solutions and a server of processes, is made once.
 
 
