@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, which run side by side too
@@ -31,6 +32,15 @@ def pytest_collection_modifyitems(items):
     """Files of long tests first, so that no worker is left alone with one of them in the end."""
     order = {f"test_{name}": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
+gc.disable()  # while a million objects of libraries are made, none of which is garbage
+
+
+def pytest_collection_finish():
+    """What has been imported stays: no collection of garbage is to go through it again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
