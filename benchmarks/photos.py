@@ -1,4 +1,4 @@
-"""The photographs that the networks which ship are trained on: fetched, checked, cut into tiles.
+"""The photographs that the network of configs/clean.toml is trained on: fetched, checked, cut into tiles.
 
     python benchmarks/photos.py fetch PHOTOS      # 99 MB of Debian packages, by apt-get download; nothing is installed
     python benchmarks/photos.py pack PHOTOS TILES
