@@ -6,7 +6,7 @@ An edit is one of: another operator, comparison or truth value, a number changed
 out. A sample of all edits is drawn by the seed, a share for each module by its number of edits. For each edit the tests of the
 core run on a copy of `dosde`, those of the edited module first, until one fails. An edit that no test notices survives.
 
-Prints a table and the survivors, writes benchmarks/results/mutants.json and the table of docs/proof.md. It resumes: edits that
+Prints a table and the survivors, and writes benchmarks/results/mutants.json. It resumes: edits that
 the results have are not run again, unless the module or its tests changed. A process is forked for each edit, so that torch is
 imported once.
 """
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from report import RESULTS, Numbers, Report, parser, save, table
+from report import RESULTS, Numbers, parser, save, table
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -234,9 +234,6 @@ def rates(numbers: Numbers) -> str:
     return table(("module", "edits", "tried", "noticed", "rate"), rows)
 
 
-REPORT = Report("mutants", {("docs/proof.md", "mutants"): rates})
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--count", type=int, default=200)
@@ -264,7 +261,7 @@ def main() -> None:
             print(f"{i + 1:4d}  {edit.name}  {test or 'SURVIVES'}", flush=True)
             if i % 10 == 9:
                 save("mutants", numbers(options.seed, states, noticed_by), options.out or RESULTS)
-    REPORT.write(numbers(options.seed, states, noticed_by), options.out)
+    save("mutants", numbers(options.seed, states, noticed_by), options.out or RESULTS)
     print(rates(numbers(options.seed, states, noticed_by)))
     for name, test in noticed_by.items():
         if test is None:

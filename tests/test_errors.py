@@ -218,6 +218,7 @@ BEFORE = {
     "cosine s": (made(schedule.cosine, -1.0), ValueError, r"s: -1\.0; a positive offset"),
     "kappa": (made(resshift, kappa=0.0), ValueError, r"kappa: 0\.0; a positive"),
     "exponential": (made(shift.exponential, 15, 0.9, 0.5), ValueError, r"eta_min, eta_max: 0\.9, 0\.5"),
+    "exponential of one": (made(shift.exponential, 1), ValueError, r"T: 1; at least two steps are needed"),
     "karras": (made(grid.karras, 1.0, 2.0), ValueError, r"lam_min, lam_max: 2\.0, 1\.0; 0 < lam_min < lam_max"),
     "predicts": (
         made(dosde.Denoiser, model, PROCESS, "epsilon"),
