@@ -71,8 +71,6 @@ COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
-# Edits that change nothing that a user could see, each with its reason.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,6 @@ def _waited(child: int) -> int:
 
 def sampled(count: int, seed: int, modules: list[str]) -> list[Edit]:
     every = [edit for module in modules for edit in edits(module)]
-    every = [edit for edit in every if (edit.module, edit.was, edit.now) not in EQUIVALENT]
     return random.Random(seed).sample(every, min(count, len(every)))
 
 

@@ -259,14 +259,6 @@ def field(argument: str, what: str, shape: tuple[int, ...], x_hat0: Tensor) -> N
         raise Refused(argument, shape, needed, f"{what} of shape {shape}")
 
 
-def like(
-    argument: str, value: object, x: Tensor, needed: str = "a floating tensor of shape {shape} is needed", at: str = ""
-) -> None:
-    """A floating tensor of the shape of x."""
-    if not isinstance(value, Tensor) or value.shape != x.shape or not value.is_floating_point():
-        raise Refused(argument, value, needed.format(shape=tuple(x.shape)), form(value) + at)
-
-
 def noise(z: Tensor, x: Tensor) -> Tensor:
     """The return value of a noise: a floating tensor like x."""
     if not isinstance(z, Tensor) or z.shape != x.shape or z.device != x.device or not z.is_floating_point():

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .check import Refused, require
+from .check import Refused, describe, require
 from .method import resshift
 from .plan import plan
 from .prediction import TRAINED, Predicts, known, row, to_x0
@@ -53,7 +53,12 @@ def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: 
         return z if predicts == "eps" else x_hat0 - x0
     c, p, q, r = row(predicts, m)
     name = {"flow": "b"}.get(predicts, "sigma") if isinstance(predicts, str) else "c"
-    require(bool((c != 0).all()), "t", t, f"there is no {predicts} where {name} = 0")
+    require(
+        bool((c != 0).all()),
+        "t",
+        t,
+        f"there is no {predicts if isinstance(predicts, str) else describe(predicts)} where {name} = 0",
+    )
     # c target = (p + q a) x0 + (q b + r) x_hat0 + q sigma z. In x_hat0 - x0, since at small sigma both are large but for it.
     on_residual = q * m.b + r
     on_x0 = p + q * m.a + on_residual

@@ -121,7 +121,9 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     if x.dtype in HALF:
         return convert(value.float(), x.float(), x_hat0.float(), m, source, target).to(x.dtype)
     have, want = row(source, m), row(target, m)
-    _require(want.c, "b" if target == "flow" else "sigma", m, f"there is no {target}")
+    _require(
+        want.c, "b" if target == "flow" else "sigma", m, f"there is no {check.describe(target) if callable(target) else target}"
+    )
     # want.c value' = k (have.c value) + (want.q - k have.q) x + (want.r - k have.r) x_hat0. Two kinds of noise have one p, and
     # need no x0, which does not follow from them at a = 0.
     if torch.equal(want.p, have.p) and torch.equal(want.r, have.r):
@@ -149,7 +151,7 @@ class Denoiser(ByValue):
 
     Args:
         net: (x, x_hat0, t) -> prediction in the shape of x. It gets x in the dtype of x_hat0, and t as a 0-dim float64 tensor
-            on the host. A table of T steps has the index T t - 1.
+            on the host. `schedule.table_index` is the index of a time in a table.
         process: the process that the network was trained on.
         predicts: what the network returns, a kind of `dosde.prediction` or a row of one's own.
 
