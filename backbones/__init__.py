@@ -7,9 +7,8 @@ result into a picture again. `dosde upscale` runs any of `NAMES`.
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dosde.check import Refused
-
-from .backbone import Backbone, device, upscale
+if TYPE_CHECKING:
+    from .backbone import Backbone, device, upscale
 
 __all__ = ["NAMES", "Backbone", "device", "load", "module", "upscale"]
 
@@ -17,44 +16,50 @@ NAMES = ("embedded", "gaussian", "sd21")
 
 
 def module(name: str) -> ModuleType:
-    """The module of a backbone: its `load`, which declares the options, and `ABOUT`. It needs torch alone.
+    """The module of a backbone: its `load`, which declares the options, and `ABOUT`. It needs no package.
 
     Raises:
         Refused: for another name than one of `NAMES`.
     """
     if name == "gaussian":
-        from .exact import photograph
+        from .exact import loading as gaussian
 
-        return photograph
+        return gaussian
     if name == "embedded":
-        from .embedded import backbone as embedded
+        from .embedded import loading as embedded
 
         return embedded
     if name == "sd21":
-        from .sd21 import backbone as sd21
+        from .sd21 import loading as sd21
 
         return sd21
+    from dosde.check import Refused
+
     raise Refused("backbone", name, f"one of {', '.join(NAMES)}")
 
 
-def load(name: str, **options: Any) -> Backbone:
+def load(name: str, **options: Any) -> "Backbone":
     """A backbone by name.
 
     Args:
         name: one of `NAMES`.
-        options: the keywords of `backbones.embedded.load`, or of `backbones.sd21.backbone.load`, which needs `weights`.
+        options: the keywords of `backbones.embedded.load`, or of `backbones.sd21.loading.load`, which needs `weights`.
 
     Raises:
         Refused: for another name, an option that is wrong, and weights that cannot be loaded.
     """
-    backbone: Backbone = module(name).load(**options)
+    backbone: "Backbone" = module(name).load(**options)
     return backbone
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """`backbones.gaussian` is `backbones.exact.gaussian`."""
+        """What needs torch, loaded at its first use. `backbones.gaussian` is `backbones.exact.gaussian`."""
+        if name in ("Backbone", "device", "upscale"):
+            from . import backbone
+
+            return getattr(backbone, name)
         if name == "gaussian":
             from .exact import gaussian
 

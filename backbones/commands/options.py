@@ -1,42 +1,57 @@
 """Options that commands share: those of the solver, and those that the backbones declare beside their `load`."""
 
 import argparse
+import hashlib
 import inspect
+import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import backbones
-from backbones.backbone import Backbone, Declared, options
-from dosde import method, presets
-from dosde.check import Refused, require
-from dosde.plan import plan
+from backbones.option import Declared, Option, options
 
 if TYPE_CHECKING:
+    import torch
+
+    from backbones.backbone import Backbone
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULTS = {"scale": 4.0, "steps": 5, "seed": 0}
-METHODS: dict[str, tuple[method.Method, int | None]] = {
-    "dos": (method.dos, 3),
-    "adams": (method.adams, None),
-    "ode": (method.ode, None),
-    "resshift": (method.resshift, 1),
-}
-"""Methods by name, each with its highest order; None is any."""
+METHODS: dict[str, int | None] = {"dos": 3, "adams": None, "ode": None, "resshift": 1}
+"""Methods of `dosde.method`, each with its highest order; None is any."""
 FEW_STEP = "few_step"  # presets.few_step: the method and the times follow from the backbone's residual scale
 NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
 NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
 
 
 class Unusable(Exception):
-    """What stops a command before it has done anything, in one line, and is no argument's fault."""
+    """What stops a command before it has done anything, in one line: before torch is there, or no argument's fault."""
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal that ends the process, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
+
+
+def status_of(stop: KeyboardInterrupt) -> int:
+    """The exit status: 130 by the keyboard, 143 by SIGTERM."""
+    return stop.status if isinstance(stop, Terminated) else 130
+
+
+def require(ok: bool, argument: str, value: object, needed: str, shown: str | None = None) -> None:
+    """Unusable unless ok, in the words of `dosde.check.require`, which needs torch."""
+    if not ok:
+        raise Unusable(f"{argument}: {value if shown is None else shown}; {needed}")
 
 
 # -- The parser -------------------------------------------------------------------------------------------------------------
@@ -45,11 +60,11 @@ class Unusable(Exception):
 def add_solver(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the solver, and --backbone."""
     add = parser.add_argument
-    add("--scale", type=float, default=DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
-    add("--steps", type=int, default=DEFAULTS["steps"], help="model calls a picture (default: 5)")
-    add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
+    add("--scale", type=number, default=DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
+    add("--steps", type=whole_number, default=DEFAULTS["steps"], help="model calls a picture (default: 5)")
+    add("--order", type=whole_number, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=[*METHODS, FEW_STEP], help="solver (default: the backbone's)")
-    add("--seed", type=int, default=DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
+    add("--seed", type=whole_number, default=DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
     add("--backbone", metavar="NAME", help="the model: embedded, gaussian or sd21 (default: embedded, sd21 with --weights)")
 
 
@@ -65,8 +80,21 @@ def add_backbones(parser: argparse.ArgumentParser) -> None:
             groups[title] = parser.add_argument_group(title)
         first = next(iter(having.values()))
         option = first.option
-        named = {"dest": name, "type": option.parse, "metavar": option.metavar, "choices": option.choices}
+        named = {"dest": name, "type": _parsed(option), "metavar": option.metavar, "choices": option.choices}
         groups[title].add_argument(f"--{first.flag}", help=help_of(having).replace("%", "%%"), **named)
+
+
+def _parsed(option: Option) -> Callable[[str], Any]:
+    """What parses the text of an option; a refusal says what is legal, where argparse would say the name of a function."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return option.parse(text)
+        except ValueError as error:
+            needed = {int: "a whole number is needed", float: "a number is needed"}.get(option.parse, str(error))
+            raise argparse.ArgumentTypeError(f"invalid value: {text!r}; {needed or option.help}") from None
+
+    return parsed
 
 
 @cache
@@ -104,10 +132,32 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def number(text: str) -> float:
+    """A number, from text."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}; a number is needed") from None
+
+
+def whole_number(text: str) -> int:
+    """A whole number, from text."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}; a whole number is needed") from None
+
+
 def path_of(name: str) -> Path:
     """A file or a folder, from text."""
     if not name:
         raise argparse.ArgumentTypeError("an empty name; a file or a folder is needed")
+    try:
+        ok = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        ok = False
+    if not ok:
+        raise argparse.ArgumentTypeError(f"{name!r}; a name that this system can write is needed")
     return Path(name)
 
 
@@ -125,6 +175,8 @@ def flag(argument: str) -> str:
 @contextmanager
 def flags() -> Iterator[None]:
     """Refusals of an argument as refusals of its option."""
+    from dosde.check import Refused
+
     try:
         yield
     except Refused as error:
@@ -153,18 +205,22 @@ class Solver:
     name: str
     options: dict[str, object]
 
-    def upscaled(self, backbone: Backbone, picture: torch.Tensor, progress: bool) -> torch.Tensor:
+    def upscaled(self, backbone: "Backbone", picture: "torch.Tensor", progress: bool) -> "torch.Tensor":
         """A picture, upscaled; each has the noise of the seed afresh."""
+        import torch
+
         noise = torch.Generator().manual_seed(self.seed)
         how = {**self.on(backbone), "noise": noise, "progress": progress}
         with _memory(self.name):
             return backbones.upscale(backbone, picture, self.scale, self.steps, self.order, **how)
 
-    def on(self, backbone: Backbone) -> dict[str, Any]:
+    def on(self, backbone: "Backbone") -> dict[str, Any]:
         """Method and grid."""
+        from dosde import method, presets
+
         if self.how == FEW_STEP and backbone.residual_scale is not None:
             return presets.few_step(backbone.residual_scale)
-        how = METHODS[self.how][0] if self.how in METHODS else backbone.method
+        how = getattr(method, self.how) if self.how in METHODS else backbone.method
         return {"method": how, "grid": backbone.grid}
 
 
@@ -172,10 +228,9 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
     """The solver, checked as far as it can be before anything loads.
 
     Raises:
-        Refused: for an option that is wrong.
-        Unusable: where the packages for pictures are missing.
+        Refused, Unusable: for an option that is wrong, and where the packages for pictures are missing.
     """
-    how, (_, most) = arguments.method, METHODS.get(arguments.method, (None, None))
+    how, most = arguments.method, METHODS.get(arguments.method)
     scale, steps, order = arguments.scale, arguments.steps, arguments.order
     limit = steps if most is None else min(most, steps)
     if order is None and how is not None:
@@ -225,12 +280,11 @@ def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
             given[name] = None
     for name, having in declared().items():
         if chosen in having and having[chosen].required and name not in given:
-            one = having[chosen]
-            raise Refused(flag(name), None, f"the backbone {chosen} needs {one.option.help}", "none")
+            require(False, flag(name), None, f"the backbone {chosen} needs {having[chosen].option.help}", "none")
     return chosen, given
 
 
-def loaded(solver: Solver, command: str, one: bool) -> Backbone:
+def loaded(solver: Solver, command: str, one: bool) -> "Backbone":
     """The backbone, which has been checked to take the solver.
 
     Args:
@@ -242,12 +296,15 @@ def loaded(solver: Solver, command: str, one: bool) -> Backbone:
         Refused: for an option that the backbone does not take.
         Unusable: where packages are missing.
     """
+    from dosde.check import Refused
+    from dosde.plan import plan
+
     name, scale = solver.name, solver.scale
     with flags():
         load = backbones.module(name).load
         own = {"progress": one} if "progress" in inspect.signature(load).parameters else {}
         try:
-            backbone: Backbone = load(**solver.options, **own)
+            backbone: "Backbone" = load(**solver.options, **own)
         except ImportError as error:
             needs = NEEDS_SD21 if name == "sd21" else f"dosde {command} {NEEDS_IMAGES}"
             raise Unusable(f"{needs} ({error})") from None
@@ -266,15 +323,53 @@ def loaded(solver: Solver, command: str, one: bool) -> Backbone:
     return backbone
 
 
+def about(solver: Solver, backbone: "Backbone") -> dict[str, object]:
+    """What upscales, for the record; of the weights the name, and a digest of their file."""
+    import torch
+
+    from dosde import __version__
+    from dosde.check import describe
+    from dosde.plan import default_order
+
+    given = dict(solver.options)
+    weights = given.pop("weights", getattr(backbones.module(solver.name), "WEIGHTS", None))
+    path = None if weights is None else Path(str(weights)).resolve()
+    method = solver.on(backbone)["method"]
+    usual = min(default_order(method), solver.steps)
+    return {
+        "backbone": solver.name,
+        "weights": None if path is None else path.name,
+        "sha256": digest_of(path) if path is not None and path.is_file() else None,
+        "steps": solver.steps,
+        "order": usual if solver.order is None else solver.order,
+        "method": describe(method),
+        "options": given,
+        "dosde": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 # -- Messages ---------------------------------------------------------------------------------------------------------------
 
 
 def reason_of(error: Exception) -> str:
     """Why a picture failed, in one line."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, MemoryError) or "allocate memory" in reason:
         return "not enough memory for a picture of this size at this scale"
-    return reason
+    return line_of(reason)
+
+
+def line_of(text: object, most: int = 1000) -> str:
+    """A text, such as the name of a file, as a part of one line: what cannot be printed is escaped, the middle of much left out."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return line if len(line) <= most else f"{line[: most - 205]} ... {line[-200:]}"
 
 
 def warn_above_bars() -> None:

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import dosde
 from backbones import backbone
-from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
+from backbones.backbone import DTYPES
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
-from backbones.pictures.tiling import tiled
+from backbones.pictures.tiling import least, tiled
 from backbones.weights import aligned, metadata, read, write
 from dosde.check import Refused
 from dosde.solve import Model
@@ -28,10 +28,7 @@ from dosde.step import Method
 
 from .network import Config, Network, blank
 
-ABOUT = "a small network"
 _KEY, _FORMAT = "dosde.embedded", 2
-WEIGHTS = Path(__file__).with_name("weights.safetensors")
-"""What ships, trained by configs/embedded.toml. docs/embedded.md has its measure."""
 _SCALE = 4
 _TILE = 2048  # about 200 bytes a pixel at the default width: 0.8 GB
 
@@ -68,10 +65,11 @@ class Embedded(backbone.Loaded):
     least_scale = 1.0
 
     def __post_init__(self) -> None:
-        if self.tile is not None and (self.tile % self.network.config.fold or self.tile <= self.overlap):
-            raise Refused(
-                "tile", self.tile, f"a multiple of {self.network.config.fold} above {self.overlap}, the overlap, is needed"
-            )
+        fold = self.network.config.fold
+        smallest = least(self.overlap, fold)
+        if self.tile is not None and (self.tile % fold or self.tile < smallest):
+            needed = f"a multiple of {fold} from {smallest} is needed, or the overlap of {self.overlap} makes tiles of little else"
+            raise Refused("tile", self.tile, needed)
 
     @property
     def overlap(self) -> int:
@@ -168,33 +166,16 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
     write(path, tensors, {_KEY: said})
 
 
-@backbone.loads("embedded")
-def load(
-    weights: Annotated[str | Path, Option("a .safetensors file", metavar="PATH")] = WEIGHTS,
-    *,
-    tile: Annotated[int | str | None, TILE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    device: Annotated[str, DEVICE] = "auto",
-) -> Embedded:
-    """The backbone in a file that `save` wrote; by default in the file that ships.
-
-    Args:
-        weights: the file.
-        tile: see `Embedded`; "auto" is 2048 pixels, or more where the overlap of the network needs more.
-        dtype: of the network; "auto" is bfloat16 on a GPU, float32 on the CPU.
-        device: "auto" is a GPU where there is one.
-
-    Raises:
-        Refused: in one line that names the argument, or the file and the tensor in it.
-    """
+def loaded(weights: str | Path, tile: int | str | None, dtype: str, device: str) -> Embedded:
+    """What `load` returns, whose keywords these are."""
     path = Path(weights)
     tensors = read(path)
     config, about = _described(path)
     if dtype != "auto" and dtype not in DTYPES:
         raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
-    held, least = sum(t.numel() for t in tensors.values()), config.least
-    if held < least:  # the network takes memory and time, on the meta device too: what symmetry ties together
-        raise Refused("checkpoint", path, f"{least} or more are needed for what its config says", f"{path}: {held} weights")
+    held, fewest = sum(t.numel() for t in tensors.values()), config.least
+    if held < fewest:  # the network takes memory and time, on the meta device too: what symmetry ties together
+        raise Refused("checkpoint", path, f"{fewest} or more are needed for what its config says", f"{path}: {held} weights")
     network = blank(config)  # no memory before the shapes are known to be those of the file
     wanted = network.state_dict()
     for name, like in wanted.items():
@@ -216,7 +197,7 @@ def load(
     aligned(network.to(place).eval().requires_grad_(False))
     if tile == "auto":
         overlap = Embedded(network, tile=None).overlap
-        tile = max(_TILE, 2 * overlap) if _TILE % config.fold == 0 else 2 * overlap
+        tile = max(_TILE, least(overlap, config.fold)) if _TILE % config.fold == 0 else least(overlap, config.fold)
     if isinstance(tile, str):
         raise Refused("tile", tile, "a number of pixels, 'auto' or None is needed")
     return Embedded(network, about, tile)

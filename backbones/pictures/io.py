@@ -18,6 +18,7 @@ from torch import Tensor
 from backbones import whole
 from dosde.check import Refused, RefusedType, require
 
+from . import note
 from .resize import bicubic
 
 if TYPE_CHECKING:
@@ -191,12 +192,13 @@ def _picture(image: "Image", wide: Array | None) -> Picture:
     return Picture(colour.contiguous(), alpha, 8 if most == 255 else 16, profile)
 
 
-def write(path: Path, picture: Picture) -> None:
+def write(path: Path, picture: Picture, text: str | None = None) -> None:
     """Writes a picture whole or not at all; folders above it are made.
 
     Args:
         path: its suffix is the format. 16 bits become 8 where that is neither PNG nor TIFF.
         picture: what to write.
+        text: what the picture was made of, for `note.read`, where the format has a place for it.
 
     Raises:
         ValueError: where the picture has alpha, and the format has none.
@@ -218,7 +220,7 @@ def write(path: Path, picture: Picture) -> None:
         data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole.file(path) as part:
-        part.write_bytes(data)
+        part.write_bytes(data if text is None else note.added(data, text))
 
 
 def check(path: Path, picture: Picture) -> None:

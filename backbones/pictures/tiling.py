@@ -91,6 +91,17 @@ def tiled(
     return out.to(dtype)
 
 
+def least(overlap: int, multiple: int = 1) -> int:
+    """The smallest tile that is worth it: all tiles together are at most four times the picture, (tile / (tile - overlap))^2 <= 4.
+
+    Below it the work explodes: an overlap as large as the tile but one pixel makes a tile for every pixel.
+
+    >>> least(556, 4)
+    1112
+    """
+    return max(multiple, -(-2 * overlap // multiple) * multiple)
+
+
 def boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[tuple[slice, slice]]:
     """The tiles of a picture, rows first, as `picture[..., *box]`. Their number is what a progress bar counts to.
 
