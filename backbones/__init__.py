@@ -48,7 +48,7 @@ def load(name: str, **options: Any) -> "Backbone":
     Raises:
         Refused: for another name, an option that is wrong, and weights that cannot be loaded.
     """
-    backbone: "Backbone" = module(name).load(**options)
+    backbone: Backbone = module(name).load(**options)
     return backbone
 
 

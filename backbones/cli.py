@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     out, err = _Lasting(sys.stdout), _Lasting(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _terminable():  # type: ignore[type-var]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _terminable():
         try:
             status = _run(argv)
         finally:
@@ -85,7 +85,8 @@ class _Lasting:
     """A stream whose messages are dropped once it cannot be written: a full disk, a reader that has gone. The work goes on."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream, self.lost = stream, None
+        self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         return self._unless_lost(lambda: self._stream.write(text)) or len(text)

@@ -115,12 +115,12 @@ def found(
     else:
         raise Refused("pairs", None, "a folder, or hr=, is needed", "None")
     files = _by_stem(high)
-    pairs = [files, None, None]
-    for i, (others, strip) in enumerate(((low, layout.of_low), (results and layout.pictures("results", results), layout.of_result)), 1):
-        if others is not None:
-            pairs[i], alone = _matched(files, others, layout.of_high, strip)
-            unpaired += alone
-    return Pairs(scale, crop, files, pairs[1], pairs[2], unpaired)
+    lows = None if low is None else _matched(files, low, layout.of_high, layout.of_low)
+    made = None
+    if results is not None:
+        made = _matched(files, layout.pictures("results", results), layout.of_high, layout.of_result)
+    unpaired = [*unpaired, *(path for both in (lows, made) if both is not None for path in both[1])]
+    return Pairs(scale, crop, files, None if lows is None else lows[0], None if made is None else made[0], unpaired)
 
 
 def _by_stem(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -150,7 +150,9 @@ def _matched(
     return found, alone
 
 
-_ROLE = re.compile(r"(?P<base>.+?)(?:[_-]SRF[_-](?P<srf>\d+))?[_-](?P<role>HR|HQ|GT|LR|LQ)(?:[_-]?x?(?P<scale>\d+))?", re.IGNORECASE)
+_ROLE = re.compile(
+    r"(?P<base>.+?)(?:[_-]SRF[_-](?P<srf>\d+))?[_-](?P<role>HR|HQ|GT|LR|LQ)(?:[_-]?x?(?P<scale>\d+))?", re.IGNORECASE
+)
 _HIGH, _LOW = ("hr", "hq", "gt"), ("lr", "lq")
 _HIGH_FOLDER = re.compile(r"(hr|hq|gt|gtmod\d+|high|target|groundtruth)")
 _LOW_FOLDER = re.compile(r"(lr|lq|low|input)(bic(ubic)?)?(x\d+)?")
@@ -202,8 +204,10 @@ class _Layout:
         return self._bases(stem, _HIGH) | ({stem.removesuffix(f"_x{self.scale}")} - {stem})
 
     def of_low(self, stem: str) -> set[str]:
-        """What is left of the name of a picture of low resolution: a of ax4, a_x4, a_LR, a_LR4, and of a_x1, as DRealSR has it."""
-        cut = {stem.removesuffix(end) for end in (f"_x{self.scale}", f"x{self.scale}", f"_X{self.scale}", f"X{self.scale}", "_x1")}
+        """What is left of the name of a picture of low resolution: a of ax4, a_x4, a_LR, a_LR4, and DRealSR's a_x1."""
+        cut = {
+            stem.removesuffix(end) for end in (f"_x{self.scale}", f"x{self.scale}", f"_X{self.scale}", f"X{self.scale}", "_x1")
+        }
         return (cut - {stem}) | self._bases(stem, _LOW)
 
     def of_result(self, stem: str) -> set[str]:

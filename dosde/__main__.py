@@ -13,7 +13,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found != ours:
         shown = "there is none" if found is None else f"{found} is another package of this name"
         advice = "rename that one, or take its folder out of the path of Python (the current folder, PYTHONPATH)"
-        print(f"dosde: error: backbones: {shown}; {ours} is needed: {advice if found else 'install dosde anew'}", file=sys.stderr)
+        print(
+            f"dosde: error: backbones: {shown}; {ours} is needed: {advice if found else 'install dosde anew'}", file=sys.stderr
+        )
         return 2
     try:
         from backbones.cli import main as command

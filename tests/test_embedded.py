@@ -180,7 +180,7 @@ def test_an_output_sees_the_radius_and_no_further():
 def test_tiles_give_what_the_whole_gives(size):
     config = Config(width=8, blocks=2, embedding=16)
     made = network(config)
-    whole, tiled = Embedded(made, tile=None), Embedded(made, tile=208)
+    whole, tiled = Embedded(made, tile=None), Embedded(made, tile=216)
     assert tiled.overlap >= 4 * config.radius
     x, x_hat0 = pictures(1, *size)
     for t in (0.1, 0.4):
@@ -449,7 +449,7 @@ def test_wrong_arguments(weights):
     for shapes in (((1, 3, 8, 8), (1, 3, 8, 16)), ((1, 3, 8, 10),) * 2, ((1, 1, 8, 8),) * 2, ((3, 8, 8),) * 2):
         with pytest.raises(ValueError, match=r"H and W multiples of 4, is needed"):
             made(*(torch.zeros(s) for s in shapes), 0.2)
-    with pytest.raises(ValueError, match=r"tile: 101; a multiple of 4 above"):
+    with pytest.raises(ValueError, match=r"tile: 101; a multiple of 4 from 216 is needed"):
         load(weights, tile=101)
     with pytest.raises(ValueError, match=r"dtype: 'int8'; auto, float32"):
         load(weights, dtype="int8")
@@ -477,7 +477,7 @@ def test_upscale(weights, tmp_path, mode):
     [
         (["--weights", "missing.safetensors"], "--weights: missing.safetensors; no such file"),
         (["--prompt", "a"], "--prompt: needs --backbone sd21, and the backbone is embedded"),
-        (["--weights", "WEIGHTS", "--tile", "101"], "--tile: 101; a multiple of 4 above"),
+        (["--weights", "WEIGHTS", "--tile", "101"], "--tile: 101; a multiple of 4 from 216 is needed"),
         (["--weights", "WEIGHTS", "--device", "nowhere"], "--device: nowhere"),
         (["--weights", "WEIGHTS", "--order", "6"], "--order: 6; 1 to 5 is needed with --steps 5"),
     ],

@@ -2,9 +2,12 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import NEEDS_SD21, Unusable, flag, path_of
+from backbones import whole
+
+from .options import NEEDS_SD21, Unusable, flag, line_of, path_of, require, status_of
 
 if TYPE_CHECKING:
     from .options import Commands
@@ -42,6 +45,19 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Converts; returns the exit status."""
     source, out = arguments.checkpoint, arguments.out
+    for given in (source, arguments.base, arguments.preprocessor, arguments.original_config):
+        same = given is not None and whole.identity(out) is not None and whole.identity(out) == whole.identity(Path(given))
+        require(not same, "--out", out, f"it is an input ({given}); another name is needed")
+    inside = source is not None and source.is_dir() and whole.within(out, source)
+    require(not inside, "--out", out, f"a place outside {source}, which is read as a whole, is needed")
+    try:
+        return _convert(arguments, source, out)
+    except KeyboardInterrupt as stop:
+        print("stopped; nothing was written", file=sys.stderr)
+        return status_of(stop)
+
+
+def _convert(arguments: argparse.Namespace, source: Path | None, out: Path) -> int:
     try:
         from backbones.sd21 import convert
     except ImportError as error:
@@ -63,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             dtype = None if arguments.dtype is None else convert.DTYPES[arguments.dtype]
             convert.to_folder(made, out, dtype=dtype, tokenizer=convert.tokenizer_folder(arguments.base))
     except (ValueError, OSError) as error:
-        print(f"dosde convert: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dosde convert: error: {line_of(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     print(f"wrote   {out}")
     return 0

@@ -133,7 +133,9 @@ def _measure(arguments: argparse.Namespace) -> int:
     try:
         with flags():
             metrics.check_metrics(names)
-            pairs = evaluation.found(arguments.pairs, scale, arguments.crop, arguments.results, hr=arguments.hr, lr=arguments.lr)
+            pairs = evaluation.found(
+                arguments.pairs, scale, arguments.crop, arguments.results, hr=arguments.hr, lr=arguments.lr
+            )
             evaluation.check_border(pairs, border)
             if arguments.out is not None:
                 evaluation.check_out(arguments.out)
@@ -151,9 +153,10 @@ def _measure(arguments: argparse.Namespace) -> int:
         seed, nfe = solver.seed, solver.steps
     warn_above_bars()
 
-    rows, failed = dict[str, evaluation.Row](), dict[str, str]()
+    rows: dict[str, evaluation.Row] = {}
+    failed: dict[str, str] = {}
     made = partial(evaluation.document, pairs, by, rows, failed, border=border, seed=seed, nfe=nfe, method=method)
-    before = dict[str, evaluation.Row]()
+    before: dict[str, evaluation.Row] = {}
     if arguments.out is not None:
         with flags():
             before = evaluation.resumed(arguments.out, made(complete=False))
@@ -187,9 +190,9 @@ def _measure(arguments: argparse.Namespace) -> int:
         print(evaluation.line(["mean", *(f"{value:.4f}" for value in evaluation.means(rows).values())], widths))
     print(f"{len(rows)} measured, {len(failed)} failed in {time.perf_counter() - start:.1f} s", flush=True)
     if arguments.out is not None:
-        error = _saved(arguments.out, made(complete=True))
-        if error is not None:
-            print(f"dosde evaluate: error: --out: {error}", file=sys.stderr)
+        full = _saved(arguments.out, made(complete=True))
+        if full is not None:
+            print(f"dosde evaluate: error: --out: {full}", file=sys.stderr)
             return 1
         print(f"wrote   {arguments.out}")
     return 1 if failed else 0

@@ -91,7 +91,8 @@ def _parsed(option: Option) -> Callable[[str], Any]:
         try:
             return option.parse(text)
         except ValueError as error:
-            needed = {int: "a whole number is needed", float: "a number is needed"}.get(option.parse, str(error))
+            builtin = isinstance(option.parse, type)  # int, float: their words are about Python
+            needed = f"{'a whole number' if option.parse is int else 'a number'} is needed" if builtin else str(error)
             raise argparse.ArgumentTypeError(f"invalid value: {text!r}; {needed or option.help}") from None
 
     return parsed
@@ -304,7 +305,7 @@ def loaded(solver: Solver, command: str, one: bool) -> "Backbone":
         load = backbones.module(name).load
         own = {"progress": one} if "progress" in inspect.signature(load).parameters else {}
         try:
-            backbone: "Backbone" = load(**solver.options, **own)
+            backbone: Backbone = load(**solver.options, **own)
         except ImportError as error:
             needs = NEEDS_SD21 if name == "sd21" else f"dosde {command} {NEEDS_IMAGES}"
             raise Unusable(f"{needs} ({error})") from None
@@ -367,7 +368,7 @@ def reason_of(error: Exception) -> str:
 
 
 def line_of(text: object, most: int = 1000) -> str:
-    """A text, such as the name of a file, as a part of one line: what cannot be printed is escaped, the middle of much left out."""
+    """A text, such as the name of a file, in one line: what cannot be printed is escaped, the middle of a long one left out."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     return line if len(line) <= most else f"{line[: most - 205]} ... {line[-200:]}"
 

@@ -96,7 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         with tqdm(jobs, unit="picture", disable=one) as bar:
             for i, (source, target) in enumerate(bar):
                 try:
-                    require(whole.identity(target) not in written, "--out", target, "another picture of this run was written there")
+                    require(
+                        whole.identity(target) not in written, "--out", target, "another picture of this run was written there"
+                    )
                     if target.is_file() and not arguments.overwrite:
                         said = f"kept    {line_of(target)} ({_kept(source, target, made)})"
                         kept += 1
@@ -115,7 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         goes_on = "the same command goes on from here"
         if arguments.overwrite:
-            goes_on = f"{len(written)} of {len(jobs)} are written; with --overwrite the same command starts again, without it goes on"
+            goes_on = (
+                f"{len(written)} of {len(jobs)} are written; with --overwrite the same command starts again, without it goes on"
+            )
         print(f"stopped; {goes_on}", file=sys.stderr)
         return status_of(stop)
     not_tried = f", {left} not tried" if left else ""
@@ -234,13 +238,13 @@ def _jobs(inputs: Sequence[Path], found: _Found, out: Path, scale: float) -> lis
     file = len(pictures) == 1 and not out.is_dir() and 2 < len(out.suffix) < 6 and out.suffix[1].isalpha()
     require(not file, "--out", out, f"a folder, or a file that ends in {suffixes}, is needed")
     require(out.is_dir() or not os.path.lexists(out), "--out", out, "it exists and is not a folder")
-    jobs = []
+    jobs: list[tuple[Path, Path]] = []
     for place in dict.fromkeys(below for _, below in pictures):
         sources = [path for path, below in pictures if below == place]
         jobs += zip(sources, (out / place / name for name in _names(sources, scale)), strict=True)
     for target, count in Counter(target for _, target in jobs).items():
-        sources = [str(source) for source, other in jobs if other == target]
-        shown = f"{count} pictures would be written as {target} ({', '.join(sources[:2])}{', ...' if count > 2 else ''})"
+        alike = ", ".join(str(source) for source, other in jobs if other == target)
+        shown = f"{count} pictures would be written as {target} ({alike})"
         require(count == 1, "INPUT", target, "give each of them another OUT", shown)
     return jobs
 
@@ -268,9 +272,7 @@ def _check_outputs(jobs: Sequence[tuple[Path, Path]], weights: object) -> None:
 # -- One picture ------------------------------------------------------------------------------------------------------------
 
 
-def _one(
-    source: Path, target: Path, made: Mapping[str, object], upscaled: "Callable[[torch.Tensor], torch.Tensor]"
-) -> str:
+def _one(source: Path, target: Path, made: Mapping[str, object], upscaled: "Callable[[torch.Tensor], torch.Tensor]") -> str:
     """Upscales one file; returns its sizes in words."""
     from backbones.pictures import io as images
     from backbones.pictures.resize import bicubic

@@ -68,7 +68,9 @@ class Embedded(backbone.Loaded):
         fold = self.network.config.fold
         smallest = least(self.overlap, fold)
         if self.tile is not None and (self.tile % fold or self.tile < smallest):
-            needed = f"a multiple of {fold} from {smallest} is needed, or the overlap of {self.overlap} makes tiles of little else"
+            needed = (
+                f"a multiple of {fold} from {smallest} is needed, or the overlap of {self.overlap} makes tiles of little else"
+            )
             raise Refused("tile", self.tile, needed)
 
     @property

@@ -1,6 +1,6 @@
 """A line of text in a file of a picture: what it was made of. PNG, JPEG and WebP have a place for it, and readers pass it over.
 
-    PNG   a chunk tEXt behind the header       JPEG   a segment COM behind the APPn        WebP   a chunk at the end
+PNG   a chunk tEXt behind the header       JPEG   a segment COM behind the APPn        WebP   a chunk at the end
 """
 
 import zlib

@@ -92,9 +92,9 @@ def tiled(
 
 
 def least(overlap: int, multiple: int = 1) -> int:
-    """The smallest tile that is worth it: all tiles together are at most four times the picture, (tile / (tile - overlap))^2 <= 4.
+    """The smallest useful tile: all tiles together have at most four times the pixels of the picture.
 
-    Below it the work explodes: an overlap as large as the tile but one pixel makes a tile for every pixel.
+    That is (tile / (tile - overlap))^2 <= 4. Below it the work explodes: an overlap as large as the tile but one pixel makes a tile for every pixel.
 
     >>> least(556, 4)
     1112

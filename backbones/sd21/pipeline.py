@@ -25,8 +25,8 @@ from dosde.noise import Independent, as_noise
 
 from . import arguments, parts, stages
 from .modules import HintEncoder, LatentControlNet, PromptEmbeddings
-from .rrdb import RRDBNet
 from .prompts import PROMPT
+from .rrdb import RRDBNet
 from .stages import Prepared
 from .tiles import Tiles
 from .tiles import tiles as tiles_of

@@ -31,7 +31,6 @@ from . import malloc
 Bar = Callable[[int, str], AbstractContextManager[Any]]
 
 
-
 @dataclass(frozen=True)
 class Prepared:
     """What a solve needs of a picture.
