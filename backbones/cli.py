@@ -30,15 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     out, err = _Lasting(sys.stdout), _Lasting(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _terminable():
+        ended: SystemExit | None = None
         try:
             status = _run(argv)
+        except SystemExit as stop:  # of argparse: --help, or a wrong argument
+            ended, status = stop, stop.code
         finally:
             out.flush()
             err.flush()
         if out.lost is not None and not isinstance(out.lost, BrokenPipeError):
-            print(f"dosde: error: the standard output cannot be written: {out.lost}", file=sys.stderr)
+            print(f"dosde: error: the standard output cannot be written: {out.lost.strerror}", file=sys.stderr)
             status = status or 1
-    return status
+    if ended is not None:
+        raise SystemExit(status)
+    return int(status or 0)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -1,5 +1,6 @@
 """`dosde`, or `python -m dosde`: the command line, which is in the package `backbones` beside this one."""
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -18,13 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        from backbones.cli import main as command
-    except ImportError as error:
-        if not (error.name or "").startswith("backbones"):
-            raise
-        shown = f"{ours} is not that of dosde, as another package of this name is installed over it ({error})"
+        whole = hasattr(importlib.import_module("backbones"), "NAMES") and (ours / "cli.py").is_file()
+    except Exception:  # whatever another package does
+        whole = False
+    if not whole:
+        shown = f"another package of this name was installed over that of dosde, {ours}"
         print(f"dosde: error: backbones: {shown}; uninstall that one, and install dosde anew", file=sys.stderr)
         return 2
+    from backbones.cli import main as command
+
     return command(argv)
 
 

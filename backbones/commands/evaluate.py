@@ -111,9 +111,6 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from backbones import evaluation
-    from backbones.pictures import metrics
-
     seed, nfe = arguments.seed, arguments.nfe
     for option, default in DEFAULTS.items():
         if getattr(arguments, option) is None:
@@ -125,6 +122,9 @@ def _measure(arguments: argparse.Namespace) -> int:
     check_images("evaluate")
     solver = solver_of(arguments, "evaluate") if arguments.results is None else None
     from tqdm import tqdm
+
+    from backbones import evaluation
+    from backbones.pictures import metrics
 
     scale = int(arguments.scale)
     border = scale if arguments.border is None else arguments.border

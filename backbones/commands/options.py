@@ -272,6 +272,8 @@ def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     """The name of the backbone, and the keywords of its `load`: those that were given."""
     given = {name: value for name in declared() if (value := getattr(arguments, name)) is not None}
     chosen = arguments.backbone or ("sd21" if "weights" in given else "embedded")
+    known = chosen in backbones.NAMES or ":" in chosen
+    require(known, "--backbone", None, f"one of {', '.join(backbones.NAMES)} is needed", repr(chosen))
     for name, value in given.items():
         having = declared()[name]
         if chosen not in having:

@@ -173,6 +173,8 @@ def _found(inputs: Sequence[Path], out: Path, recursive: bool) -> _Found:
         Unusable: for an input that is not there, a folder without pictures, and a folder of results among the inputs.
         OSError: for a folder that cannot be read.
     """
+    for given in inputs:
+        require(os.path.lexists(given), "INPUT", given, "no such file or folder")
     from backbones.pictures import io as images
 
     suffixes = " ".join(images.SUFFIXES)
@@ -188,7 +190,6 @@ def _found(inputs: Sequence[Path], out: Path, recursive: bool) -> _Found:
             more = f"; it has {found.nested[given]} folders ({_NESTED})" if found.nested[given] else ""
             require(len(found.pictures) > before, "INPUT", given, f"a folder with pictures ({suffixes}) is needed{more}")
         else:
-            require(os.path.lexists(given), "INPUT", given, "no such file or folder")
             found.pictures.append((given, Path()))
     return found
 

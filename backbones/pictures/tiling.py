@@ -94,7 +94,8 @@ def tiled(
 def least(overlap: int, multiple: int = 1) -> int:
     """The smallest useful tile: all tiles together have at most four times the pixels of the picture.
 
-    That is (tile / (tile - overlap))^2 <= 4. Below it the work explodes: an overlap as large as the tile but one pixel makes a tile for every pixel.
+    That is (tile / (tile - overlap))^2 <= 4. Below it the work explodes: an overlap of a pixel less than the tile makes a tile
+    for every pixel.
 
     >>> least(556, 4)
     1112
