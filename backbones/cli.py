@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, err = _Lasting(sys.stdout), _Lasting(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _terminable():
         ended: SystemExit | None = None
+        status: str | int | None
         try:
             status = _run(argv)
         except SystemExit as stop:  # of argparse: --help, or a wrong argument

@@ -499,6 +499,9 @@ def check_out(path: Path) -> None:
         raise Refused("out", path, "it is a folder, and a file is needed")
     if path.suffix.lower() in images.SUFFIXES:  # one of those that are measured, or somebody's
         raise Refused("out", path, f"it is called as a picture, and a name such as {path.stem}.json is needed")
+    special = any(str(path.parent.resolve()).startswith(place) for place in ("/dev/", "/proc/")) or str(path.parent) == "/dev"
+    if special or (path.exists() and not path.is_file()):  # /dev/stdout, or a named pipe, which the results would replace
+        raise Refused("out", path, "a file in an ordinary folder is needed")
     try:
         whole.check(path)
     except OSError as error:
@@ -570,6 +573,8 @@ def _differing(value: object, other: object) -> object:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         held: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no JSON"

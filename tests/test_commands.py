@@ -171,6 +171,41 @@ def test_a_pipe_that_is_named_is_not_waited_for(tmp_path, capsys):
     assert "a.png: it is not a file" in capsys.readouterr().err
 
 
+def test_no_pipe_and_no_device_is_read_or_replaced(tmp_path, capsys):
+    save(tmp_path / "hr" / "a.png", side=16)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for given, said in (
+        (["upscale", tmp_path / "hr", "-o", tmp_path / "out", "--weights", pipe], "pipe is neither; a file or a folder"),
+        (["evaluate", "--pairs", tmp_path, "-o", pipe], "pipe; a file in an ordinary folder is needed"),
+        (["evaluate", "--pairs", tmp_path, "-o", "/dev/null"], "/dev/null; a file in an ordinary folder is needed"),
+        (["evaluate", "--pairs", tmp_path, "-o", "/dev/fd/1"], "/dev/fd/1; a file in an ordinary folder is needed"),
+        (["evaluate", "--compare", pipe], "pipe; it is no JSON"),
+        (["upscale", tmp_path / "hr", "-o", pipe], "pipe; it exists and is not a folder"),
+    ):
+        assert said in refused(capsys, *given)
+    pipe.rename(tmp_path / "b.png")
+    assert upscale(tmp_path / "hr" / "a.png", "-o", tmp_path / "b.png") == 1
+    assert "b.png exists and is not a file" in capsys.readouterr().err
+
+
+def test_two_runs_at_once_lose_no_picture(tmp_path, monkeypatch, capsys):
+    """As `xargs -P` over folders with equal names: the other run has written the name while this one computed."""
+    save(tmp_path / "p" / "a.png", 0)
+    save(tmp_path / "q" / "a.png", 1)
+    usual, inside = backbones.backbone.upscale, []
+
+    def slow(*args, **how):
+        if not inside:
+            inside.append(1)
+            assert upscale(tmp_path / "q" / "a.png", "-o", tmp_path / "out") == 0
+        return usual(*args, **how)
+
+    monkeypatch.setattr(backbones.backbone, "upscale", slow)
+    assert upscale(tmp_path / "p" / "a.png", "-o", tmp_path / "out") == 1
+    assert "a_x4.png is the result of another picture" in capsys.readouterr().err
+
+
 def test_a_folder_with_folders_alone_says_so(tmp_path, capsys):
     save(tmp_path / "in" / "deep" / "a.png")
     line = refused(capsys, "upscale", tmp_path / "in", "-o", tmp_path / "out")

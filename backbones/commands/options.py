@@ -281,6 +281,9 @@ def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
             raise Unusable(f"{flag(name)}: {needed}")
         if value == "none" and having[chosen].optional:
             given[name] = None
+    weights = Path(str(given.get("weights") or "."))
+    special = weights.exists() and not (weights.is_file() or weights.is_dir())  # a named pipe would be waited for
+    require(not special, "--weights", weights, "a file or a folder is needed", f"{weights} is neither")
     for name, having in declared().items():
         if chosen in having and having[chosen].required and name not in given:
             require(False, flag(name), None, f"the backbone {chosen} needs {having[chosen].option.help}", "none")

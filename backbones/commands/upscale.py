@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
                         said = f"kept    {line_of(target)} ({_kept(source, target, made)})"
                         kept += 1
                     else:
-                        size = _one(source, target, made, lambda picture: solver.upscaled(backbone, picture, one))
+                        upscaled = partial(solver.upscaled, backbone, progress=one)
+                        size = _one(source, target, made, upscaled, arguments.overwrite)
                         written.add(whole.identity(target))
                         said = f"wrote   {line_of(target)} ({size})"
                 except Exception as error:  # whatever is wrong with a file costs that file alone
@@ -186,7 +188,7 @@ def _found(inputs: Sequence[Path], out: Path, recursive: bool) -> _Found:
             needed = f"a folder outside {given} is needed with --recursive, or results would be taken for pictures next time"
             require(not (recursive and whole.within(out, given)), "--out", out, needed)
             before = len(found.pictures)
-            _look(given, given, Path(), recursive, found)
+            _look(given, recursive, found)
             more = f"; it has {found.nested[given]} folders ({_NESTED})" if found.nested[given] else ""
             require(len(found.pictures) > before, "INPUT", given, f"a folder with pictures ({suffixes}) is needed{more}")
         else:
@@ -194,26 +196,33 @@ def _found(inputs: Sequence[Path], out: Path, recursive: bool) -> _Found:
     return found
 
 
-def _look(root: Path, folder: Path, below: Path, recursive: bool, found: _Found) -> None:
+def _look(root: Path, recursive: bool, found: _Found) -> None:
     """Adds what is in a folder. Hidden names are left out. No link to a folder is followed, since it may lead back."""
     from backbones.pictures import io as images
 
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    left = [root]
+    while left:
+        folder = left.pop()
+        try:
+            inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        except OSError as error:
+            if folder == root:
+                raise
+            found.unread.append((folder, error.strerror or "it cannot be read"))
             continue
-        mode = _mode(path)
-        if mode is not None and stat.S_ISDIR(mode):
-            if not recursive or path.is_symlink():
-                found.nested[root] += 1
-                continue
-            try:
-                _look(root, path, below / path.name, recursive, found)
-            except OSError as error:
-                found.unread.append((path, error.strerror or "it cannot be read"))
-        elif path.suffix.lower() in images.SUFFIXES and (mode is None or stat.S_ISREG(mode)):
-            found.pictures.append((path, below))  # a link that leads nowhere is named when its turn comes
-        else:
-            found.others[root] += 1
+        folders = []
+        for path in inside:
+            mode = _mode(path)
+            if mode is not None and stat.S_ISDIR(mode):
+                if recursive and not path.is_symlink():
+                    folders.append(path)
+                else:
+                    found.nested[root] += 1
+            elif path.suffix.lower() in images.SUFFIXES and (mode is None or stat.S_ISREG(mode)):
+                found.pictures.append((path, folder.relative_to(root)))  # a link to nothing is named when its turn comes
+            else:
+                found.others[root] += 1
+        left += reversed(folders)
 
 
 def _mode(path: Path) -> int | None:
@@ -273,7 +282,13 @@ def _check_outputs(jobs: Sequence[tuple[Path, Path]], weights: object) -> None:
 # -- One picture ------------------------------------------------------------------------------------------------------------
 
 
-def _one(source: Path, target: Path, made: Mapping[str, object], upscaled: "Callable[[torch.Tensor], torch.Tensor]") -> str:
+def _one(
+    source: Path,
+    target: Path,
+    made: Mapping[str, object],
+    upscaled: "Callable[[torch.Tensor], torch.Tensor]",
+    overwrite: bool,
+) -> str:
     """Upscales one file; returns its sizes in words."""
     from backbones.pictures import io as images
     from backbones.pictures.resize import bicubic
@@ -287,6 +302,8 @@ def _one(source: Path, target: Path, made: Mapping[str, object], upscaled: "Call
     alpha = picture.alpha
     if alpha is not None:
         alpha = bicubic(alpha, colour.shape[-2:]).clamp(0, 1)
+    if target.is_file() and not overwrite:  # another process was faster
+        _kept(source, target, made)
     images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile), text)
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"
