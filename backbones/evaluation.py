@@ -254,8 +254,9 @@ class _Layout:
 
 
 def _regular(folder: Path) -> list[Path]:
-    """The pictures in a folder, without what would be waited for, such as a named pipe."""
-    return [path for path in images.listed(folder) if path.is_file() or not path.exists()]
+    """The pictures in a folder, sorted, without what would be waited for, such as a named pipe."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES and path.name[0] != "."]
+    return sorted(path for path in found if path.is_file() or not path.exists())  # a link to nothing is named in its turn
 
 
 def check_border(pairs: Pairs, border: int) -> None:

@@ -51,6 +51,22 @@ def side(text: str) -> int | str:
         raise ValueError("a whole number of pixels, 'auto' or 'none' is needed") from None
 
 
+def amount(text: str) -> float:
+    """Bytes, from text such as 6G, 500MiB or 1e9."""
+    needed = "a number of bytes above 0, such as 6G or 500M, is needed"
+    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+    number, unit = text.lower().removesuffix("b").removesuffix("i"), ""
+    if number[-1:] in units:
+        number, unit = number[:-1], number[-1:]
+    try:
+        size = float(number) * units[unit]
+    except ValueError:
+        raise ValueError(needed) from None
+    if not 0 < size < float("inf"):
+        raise ValueError(needed)
+    return size
+
+
 # Options that backbones have in common.
 TILE = Option("side of the tiles in the output, 'auto' or 'none' (default: auto)", side, metavar="PIXELS")
 DTYPE = Option("default: bfloat16 on a GPU, float32 on the CPU", choices=("auto", *DTYPES))

@@ -262,7 +262,7 @@ def test_a_note_changes_no_pixel_and_is_read_again(tmp_path, suffix, bits):
 
     picture = images.Picture(torch.rand(1, 3, 9, 7), None, bits, None)
     images.write(tmp_path / f"a{suffix}", picture)
-    images.write(tmp_path / f"b{suffix}", picture, '{"source": "caf\u00e9"}')
+    images.write(tmp_path / f"b{suffix}", picture, text='{"source": "caf\u00e9"}')
     plain, noted = (images.read(tmp_path / f"{name}{suffix}") for name in "ab")
     assert torch.equal(plain.colour, noted.colour)
     assert plain.bits == noted.bits
@@ -371,10 +371,10 @@ def test_a_signal_leaves_whole_files_and_says_the_truth(tmp_path, monkeypatch, c
         save(tmp_path / "in" / f"{name}.png")
     usual = images.write
 
-    def write(path, *rest):
+    def write(path, *rest, **how):
         if path.name == "b_x4.png":
             os.kill(os.getpid(), number)
-        usual(path, *rest)
+        usual(path, *rest, **how)
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(images, "write", write)

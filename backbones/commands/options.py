@@ -338,7 +338,8 @@ def about(solver: Solver, backbone: "Backbone") -> dict[str, object]:
     from dosde.plan import default_order
 
     given = dict(solver.options)
-    weights = given.pop("weights", getattr(backbones.module(solver.name), "WEIGHTS", None))
+    ships = getattr(backbones.module(solver.name), "WEIGHTS", None) if solver.name in backbones.NAMES else None
+    weights = given.pop("weights", ships)
     path = None if weights is None else Path(str(weights)).resolve()
     method = solver.on(backbone)["method"]
     usual = min(default_order(method), solver.steps)

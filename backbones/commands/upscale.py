@@ -304,7 +304,7 @@ def _one(
         alpha = bicubic(alpha, colour.shape[-2:]).clamp(0, 1)
     if target.is_file() and not overwrite:  # another process was faster
         _kept(source, target, made)
-    images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile), text)
+    images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile), text=text)
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"
 

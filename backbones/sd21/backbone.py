@@ -13,6 +13,7 @@ from torch import Tensor
 import dosde
 from backbones import backbone
 from backbones.backbone import DTYPES
+from backbones.option import amount as amount
 from backbones.pictures import io as images
 from dosde.check import Refused
 from dosde.noise import Noise

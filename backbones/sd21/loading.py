@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from backbones.option import DEVICE, DTYPE, TILE, Option, loads
+from backbones.option import DEVICE, DTYPE, TILE, Option, amount, loads
 
 from .prompts import PROMPT
 
@@ -13,22 +13,6 @@ if TYPE_CHECKING:
 ABOUT = "DoSSR: SD 2.1 with a ControlNet"
 COLOUR_FIXES = ("wavelet", "adain", "none")
 """The names of `backbones.pictures.colour.COLOUR_FIXES`, which needs torch."""
-
-
-def amount(text: str) -> float:
-    """Bytes, from text such as 6G, 500MiB or 1e9."""
-    needed = "a number of bytes above 0, such as 6G or 500M, is needed"
-    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-    number, unit = text.lower().removesuffix("b").removesuffix("i"), ""
-    if number[-1:] in units:
-        number, unit = number[:-1], number[-1:]
-    try:
-        size = float(number) * units[unit]
-    except ValueError:
-        raise ValueError(needed) from None
-    if not 0 < size < float("inf"):
-        raise ValueError(needed)
-    return size
 
 
 @loads("sd21")
