@@ -104,7 +104,7 @@ def _by_stem(name: str, folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise Refused(name, folder, "no such folder")
     files: dict[str, list[Path]] = {}
-    for path in images.listed(folder):
+    for path in images.listed(folder)[0]:
         files.setdefault(path.stem, []).append(path)
     if not files:
         raise Refused(name, folder, f"a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
