@@ -129,7 +129,8 @@ def check(picture: Tensor, scale: float, least: float = 1.0) -> Tensor:
         ok = picture.ndim == 4 and picture.shape[1] in (1, 3) and picture.numel() > 0
         require(ok, "picture", picture, "(batch, 1 or 3, height, width) is needed", f"shape {tuple(picture.shape)}")
     needed = f"a number of at least {least:g} is needed" if least else "a number above 0 is needed"
-    number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+    given: object = scale
+    number = isinstance(given, numbers.Real) and not isinstance(given, bool)
     require(number and max(least, 1e-9) <= scale < math.inf, "scale", scale, needed)
     return unit("picture", picture)
 

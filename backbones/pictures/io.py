@@ -85,7 +85,8 @@ def listed(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         OSError: where the folder cannot be read.
     """
-    pictures, others = [], []
+    pictures: list[Path] = []
+    others: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name[0] != "." and not path.is_dir():
             special = path.exists() and not path.is_file()
@@ -129,7 +130,7 @@ def _read(path: Path) -> Picture:
     try:
         image = PIL.Image.open(path, formats=list(READ))
     except PIL.UnidentifiedImageError:
-        raise ValueError(f"no picture of a format that is read here ({' '.join(READ)})") from None
+        raise ValueError(f"a broken picture, or none in a format that is read here ({' '.join(READ)})") from None
     with image:
         width, height = image.size
         if width * height > allowed:
@@ -155,7 +156,7 @@ def _decoded_png(data: bytes, size: tuple[int, int]) -> Array:
 
 def _decoded_ppm(data: bytes, image: "Image") -> Array | None:
     """(height, width, 3) in 16 bits of a PPM of more than 8; None for 8."""
-    codec, _, offset, arguments = image.tile[0]
+    codec, _, offset, arguments = getattr(image, "tile")[0]  # noqa: B009  # of an image in a file
     most = arguments[1] if isinstance(arguments, tuple) else 255
     if not isinstance(most, int) or most < 256:
         return None
@@ -186,7 +187,7 @@ def of_pil(image: "Image") -> Picture:
 
 def _of_pil(image: "Image", pixels: Array | None, frames: int) -> Picture:
     """The picture in an image; pixels: its pixels, where PIL's would not do."""
-    grey = any("LA;16" in str(tile[3]) for tile in image.tile)  # which becomes RGBA
+    grey = any("LA;16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # which becomes RGBA
     image.load()  # only then has a TIFF been turned, and forgotten its orientation
     profile = image.info.get("icc_profile")
     if pixels is None:
@@ -409,11 +410,9 @@ def _encoded_tiff(array: Array, profile: bytes | None) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
-        array,
-        shape=array.shape,
-        dtype=array.dtype,
+        array[..., 0] if count == 1 else array,
         photometric="rgb" if count > 2 else "minisblack",
-        planarconfig="contig",
+        planarconfig=None if count == 1 else "contig",
         extrasamples=["unassalpha"] if count in (2, 4) else None,
         compression="adobe_deflate",
         predictor=True,

@@ -59,6 +59,9 @@ def decoded(path: Path, largest: int | None) -> Decoded | None:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
+        frames = len(file.pages)
+        if not frames:
+            raise ValueError("a broken TIFF: there is no picture in it")
         page = file.pages.first
         tags = page.tags
         if 256 not in tags or 257 not in tags:
@@ -79,7 +82,7 @@ def decoded(path: Path, largest: int | None) -> Decoded | None:
             8 if bits <= 8 or page.photometric == 3 else 16,
             _number(tags.valueof(274, 1), 1),
             tags.valueof(34675) if isinstance(tags.valueof(34675), bytes) and page.photometric != 5 else None,
-            len(file.pages),
+            frames,
         )
 
 

@@ -3,14 +3,12 @@
 Files keep any colour where alpha is 0, and resizing, or a network, mixes it into its neighbours. So it is replaced first by
 the colour of what is visible around it:
 
-    weight = min(1, 2 alpha / (the largest alpha within 2 pixels)),    0 where alpha is 0
-    colour = weight colour + (1 - weight) (colours around, averaged by weight)
+    filled = weight colour + (1 - weight) around,    weight = min(1, 2 alpha / (the largest alpha within 2 pixels))
 
-The average is taken over 2 x 2 pixels, and over twice as many where these have no weight, and so on (push and pull). A picture
-of one alpha, whatever it is, keeps its colours.
+around being the same, filled, of the picture at half its size, whose pixels are averages of 2 x 2 by alpha. The weight is 0
+where alpha is 0. A picture of one alpha, whatever it is, keeps its colours.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,20 +23,10 @@ def filled(colour: Tensor, alpha: Tensor | None) -> Tensor:
     if alpha is None:
         return colour
     largest = F.max_pool2d(alpha, 5, 1, 2)
-    weight = torch.where(alpha > 0, (2 * alpha / largest.clamp(min=1e-9)).clamp(max=1), 0)
-    seen = weight.amax((1, 2, 3), keepdim=True) > 0
-    if bool((weight == 1).all()):
+    weight = (2 * alpha / largest.clamp(min=1e-9)).clamp(max=1)
+    if colour.shape[-2:] == (1, 1) or bool((weight == 1).all()) or not bool(alpha.any()):
         return colour
-    return torch.where(seen, _spread(colour, weight), colour)
-
-
-def _spread(colour: Tensor, weight: Tensor) -> Tensor:
-    """weight colour + (1 - weight) around, around being the same of the picture at half its size."""
-    height, width = colour.shape[-2:]
-    if height == width == 1 or bool((weight == 1).all()):
-        return colour
-    sums = F.avg_pool2d(torch.cat([colour * weight, weight], 1), 2, ceil_mode=True, count_include_pad=False)
-    around = sums[:, :-1] / sums[:, -1:].clamp(min=1e-9)
-    around = _spread(around, (4 * sums[:, -1:]).clamp(max=1))
-    around = F.interpolate(around, scale_factor=2.0, mode="bilinear", align_corners=False)[..., :height, :width]
-    return colour.lerp(around, 1 - weight)
+    less, sums = (F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in (alpha, colour * alpha))
+    around = filled(sums / less.clamp(min=1e-9), less)
+    around = F.interpolate(around, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return colour.lerp(around[..., : colour.shape[-2], : colour.shape[-1]], 1 - weight)

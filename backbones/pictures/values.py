@@ -31,7 +31,8 @@ def unit(argument: str, picture: object, shown: str | None = None, slack: float 
         Refused: for NaN, infinity and other ranges, and for a tensor without an element.
     """
     if not isinstance(picture, Tensor):
-        raise RefusedType(argument, picture, "a tensor is needed (backbones.pictures.io: of_array and of_pil make one)")
+        needed = "a tensor is needed (backbones.pictures.io: of_array and of_pil make one)"
+        raise RefusedType(argument, picture, needed, form(picture))
     shown = shown or form(picture)
     most = _MOST.get(picture.dtype)
     if most is None and not picture.is_floating_point():
