@@ -621,3 +621,17 @@ def test_metrics_that_not_all_have(tmp_path):
     result(paths[2], {})
     rows = [line.split() for line in evaluation.compare(paths, ["metrics"]).splitlines()]
     assert [row[1:] for row in rows[1:4]] == [["30.0000*", "-"], ["-", "0.5000*"], ["-", "-"]]
+
+
+def test_hidden_colours_are_not_measured_and_do_not_bleed(pair, tmp_path):
+    """Two pictures that look alike have the same values."""
+    made = []
+    for hidden in (0, 255):
+        for path in (pair / "hr").iterdir():
+            with Image.open(path) as image:
+                array = np.array(image.convert("RGBA"))
+            array[:20, :20] = hidden, 255 - hidden, hidden, 0
+            Image.fromarray(array).save(path)
+        assert run("--pairs", pair, "-o", tmp_path / "a.json", "--steps", "2") == 0
+        made.append(written(tmp_path / "a.json")["mean"])
+    assert made[0] == made[1]

@@ -395,7 +395,7 @@ def test_pictures_of_other_ranges_are_refused(wrong):
 
 @pytest.mark.parametrize("scale", [0, -1, 0.5, float("nan"), float("inf"), "2", None, True])
 def test_scales_that_are_refused(scale):
-    with pytest.raises(Refused, match="scale: .*a number of at least 1 is needed"):
+    with pytest.raises(Refused, match=r"scale: .*a number of at least 1 is needed"):
         backbones.upscale(LOADED["embedded"], PICTURE, scale)
 
 
@@ -419,24 +419,7 @@ def encoded(name, image=None, **how):
     return data.getvalue()
 
 
-WRITABLE = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "AVIF",
-    "TIFF",
-    "JPEG2000",
-    "GIF",
-    "BMP",
-    "DIB",
-    "PPM",
-    "TGA",
-    "PCX",
-    "QOI",
-    "SGI",
-    "DDS",
-    "ICO",
-)
+WRITABLE = tuple(name for name in formats.READ if name not in ("PSD", "SUN"))  # by Pillow
 
 
 def test_every_suffix_is_read_in_a_folder_and_by_its_name(tmp_path):
@@ -619,7 +602,7 @@ def mutated(data, draw):
 def test_2000_broken_pictures(tmp_path):
     """An error in one line, or a picture of the size that the file declares; in bounded time and memory, without a warning."""
     files, draw, path = samples(), random.Random(0), tmp_path / "a"
-    before, read_well, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0.0
+    before, read_well, slowest, reasons = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0.0, []
     for data in files:
         path.write_bytes(data)
         images.read(path)
@@ -629,8 +612,7 @@ def test_2000_broken_pictures(tmp_path):
         try:
             picture = images.read(path)
         except (OSError, ValueError) as error:
-            assert 0 < len(str(error)) < 400, i
-            assert "\n" not in str(error), i
+            reasons.append(str(error))
         else:
             read_well += 1
             height, width = picture.colour.shape[-2:]
@@ -644,6 +626,7 @@ def test_2000_broken_pictures(tmp_path):
             assert declared in ((width, height), (height, width)), i
         slowest = max(slowest, time.perf_counter() - start)
     assert 300 < read_well < 1700
+    assert all(0 < len(reason) < 400 and "\n" not in reason for reason in reasons)
     assert slowest < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.5 * 2**20  # KiB
 

@@ -221,6 +221,19 @@ def test_sizes_modes_and_scales(pipe, size, mode, scale):
     assert made.mode == {"L": "L", "I;16": "L", "1": "L", "LA": "LA", "RGBA": "RGBA"}.get(mode, "RGB")
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_hidden_colours_do_not_bleed(pipe, scale):
+    """Two pictures that look alike give results that look alike, which are as opaque as they were."""
+    made = []
+    for hidden in (0, 255):
+        array = np.array(drawn(24, 16, "RGB").convert("RGBA"))
+        array[:8, :12] = hidden, 255 - hidden, hidden, 0
+        made.append(np.array(pipe(PIL.Image.fromarray(array), scale, num_inference_steps=1, generator=seeded()).images[0]))
+    assert np.array_equal(made[0][..., 3], made[1][..., 3])
+    assert made[0][-4:, -4:, 3].min() == 255
+    assert np.array_equal(made[0] * (made[0][..., 3:] > 0), made[1] * (made[1][..., 3:] > 0))
+
+
 class Block(torch.nn.Module):
     """A VAE without weights: means of 8 x 8 pixels, in colours, and back."""
 
@@ -641,6 +654,11 @@ def test_other_prompts_need_the_text_tower(pipe, tmp_path):
         ({"image": 255 * torch.rand(3, 8, 8)}, r"image: tensor .* values in \[0, 1\] are needed"),
         ({"image": torch.full((3, 8, 8), float("nan"))}, r"values in \[0, 1\] are needed"),
         ({"image": torch.zeros(3, 8, 8, dtype=torch.int64)}, r"uint8, uint16, or floating"),
+        ({"image": np.full((4, 4, 3), 200.0)}, r"image: array .* from 200 to 200; values in \[0, 1\] are needed"),
+        ({"image": [np.zeros((4, 4, 3)), np.zeros((4, 4, 3), np.int32)]}, r"uint8, uint16, or floating"),
+        ({"image": [[0.5, 0.5], [0.5, 0.5]]}, "image: float; a PIL image, an array"),
+        ({"image": np.zeros((4, 4), bool)}, r"uint8, uint16, or floating"),
+        ({"image": np.zeros((0, 4, 3))}, r"is needed"),
         ({"image": PIL.Image.new("F", (4, 4))}, "mode F, 32 bits"),
         ({"scale": 0}, "scale: 0; a number above 0"),
         ({"scale": float("nan")}, "scale: nan; a number above 0"),
