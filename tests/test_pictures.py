@@ -247,23 +247,24 @@ def test_transparent_colours_and_grey_in_images_of_pil(tmp_path):
     assert images.of_pil(Image.new("RGB", (3, 2))).colour.shape == (1, 3, 2, 3)  # it is in no file
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".webp", ".bmp", ".pnm"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".webp", ".bmp", ".pnm", ".ppm", ".pgm", ".gif"])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_what_is_written_is_read(tmp_path, suffix, bits, channels):
     """Exactly, with the profile; grey stays grey, and hidden colours stay."""
     form = formats.WRITTEN[suffix]
-    if (channels in (2, 4) and not form.alpha) or (bits == 16 and not form.wide):
+    held = form.alpha if channels in (2, 4) else (form.grey if channels == 1 else form.colour)
+    if not held or (bits == 16 and not form.wide):
         return
     for height, width in ((9, 13), (1, 1), (1, 7), (6, 1)):
         values = integers(bits, channels, height, width)
         x = torch.from_numpy(values / (2**bits - 1)).float().permute(2, 0, 1)[None]
         colour, alpha = (x[:, :-1], x[:, -1:]) if channels in (2, 4) else (x, None)
-        profile = PROFILE if suffix not in (".bmp", ".pnm") else None
+        profile = PROFILE if form.name not in ("BMP", "PPM", "GIF") else None
         images.write(tmp_path / f"a{suffix}", images.Picture(colour, alpha, bits, profile))
         back = images.read(tmp_path / f"a{suffix}")
-        # Without loss WebP has colours only, and three equal channels are grey.
-        assert torch.equal(back.colour, colour if suffix != ".webp" else colour.expand(-1, 3, -1, -1))
+        # WebP and GIF have colours, and three equal channels are their grey.
+        assert torch.equal(back.colour, colour.expand(-1, 3, -1, -1) if suffix in (".webp", ".gif") else colour)
         assert back.alpha is None if alpha is None else torch.equal(back.alpha, alpha)
         assert (back.bits, back.profile, back.frames) == (bits, profile, 1)
 
@@ -490,7 +491,7 @@ def picture_of(channels, height=4, width=4):
     ("name", "channels", "size", "message"),
     [
         ("a.webp", 3, (16384, 8), "8x16384 pixels; .webp holds 16383 a side; write it as .png"),
-        ("a.jpg", 3, (8, 65536), "65536x8 pixels; .jpg holds 65535 a side"),
+        ("a.jpg", 3, (8, 65501), "65501x8 pixels; .jpg holds 65500 a side"),
         ("a.jfif", 4, (8, 8), "an alpha channel, which .jfif cannot hold"),
         ("a.gif", 1, (65536, 8), "65535 a side"),
         ("a.gif", 3, (8, 8), "it has colours, which .gif cannot hold"),
@@ -514,7 +515,7 @@ def test_a_name_that_is_too_long_is_found_before_the_work(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "height", "message"), [("b.webp", 300, "16383 a side"), ("b.jpg", 1100, "65535 a side"), ("b.gif", 3, "colours")]
+    ("name", "height", "message"), [("b.webp", 300, "16383 a side"), ("b.jpg", 1100, "65500 a side"), ("b.gif", 3, "colours")]
 )
 def test_the_command_finds_the_limits_before_the_work(tmp_path, monkeypatch, capsys, name, height, message):
     colourful((2, height)).save(tmp_path / "a.png")

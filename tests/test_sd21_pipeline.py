@@ -23,7 +23,8 @@ import diffusers
 import huggingface_hub
 
 from backbones.pictures.io import mirrored
-from backbones.sd21 import DoSSRPipeline, malloc, parts, tiles
+from backbones.sd21 import DoSSRPipeline, backbone, malloc, parts, tiles
+from backbones.sd21.stages import PROMPT
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
 
@@ -232,6 +233,18 @@ def test_hidden_colours_do_not_bleed(pipe, scale):
     assert np.array_equal(made[0][..., 3], made[1][..., 3])
     assert made[0][-4:, -4:, 3].min() == 255
     assert np.array_equal(made[0] * (made[0][..., 3:] > 0), made[1] * (made[1][..., 3:] > 0))
+
+
+def test_the_backbone_refuses_other_ranges(pipe):
+    model = backbone.DoSSR(pipe, pipe.encode_prompt(PROMPT), None, 1.0, "wavelet", "mode", None, None)
+    for picture in (
+        torch.rand(1, 3, 8, 8) * 255,
+        torch.rand(1, 3, 8, 8).int(),
+        torch.rand(1, 3, 8, 8) / 0,
+        torch.rand(3, 8, 8),
+    ):
+        with pytest.raises(ValueError, match="picture: "):
+            model.encode(picture, 2.0)
 
 
 class Block(torch.nn.Module):

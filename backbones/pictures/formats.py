@@ -54,10 +54,10 @@ READ = {
 
 SUFFIXES = tuple(suffix for suffixes in READ.values() for suffix in suffixes)
 
-_JPEG = Written("JPEG", 65535, quality=True)
+_JPEG = Written("JPEG", 65500, quality=True)  # libjpeg's limit; the format's is 65535
 _TIFF = Written("TIFF", 2**31 - 1, alpha=True, wide=True)
 WRITTEN = {
-    ".png": Written("PNG", 2**31 - 1, alpha=True, wide=True),
+    ".png": Written("PNG", 10**6, alpha=True, wide=True),
     ".tif": _TIFF,
     ".tiff": _TIFF,
     ".jpg": _JPEG,

@@ -297,7 +297,7 @@ def to_pil(colour: Tensor, like: Picture) -> "Image":
 
 def _integers(planes: Tensor, bits: int) -> Array:
     """(height, width, channels) of (1, channels, height, width) in [0, 1], rounded."""
-    array: Array = (planes[0].permute(1, 2, 0).double().clamp(0, 1) * (2**bits - 1)).round().numpy()
+    array: Array = planes[0].permute(1, 2, 0).float().clamp(0, 1).mul_(2**bits - 1).round_().numpy()
     return np.ascontiguousarray(array, dtype=np.uint16 if bits == 16 else np.uint8)
 
 
