@@ -169,7 +169,7 @@ class _Layout:
         if not folder.is_dir():
             raise Refused("pairs", folder, "no such folder")
         inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
-        mixed = _regular(folder)
+        mixed = images.listed(folder)[0]
         high, low = (
             [path for path in inside if path.name.lower() == exact] or ([] if mixed else self._folders(inside, name))
             for exact, name in (("hr", _HIGH_FOLDER), ("lr", _LOW_FOLDER))
@@ -191,10 +191,10 @@ class _Layout:
         """The pictures in a folder, or in the folder of the scale in it: X4."""
         if not folder.is_dir():
             raise Refused(argument, folder, "no such folder")
-        found = _regular(folder)
+        found = images.listed(folder)[0]
         below = self._of_scale(folder)
         if not found and below is not None:
-            found = _regular(below)
+            found = images.listed(below)[0]
         if not found:
             raise Refused(argument, folder, f"a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
         return found
@@ -251,12 +251,6 @@ class _Layout:
         """The folder of the scale in a folder."""
         names = {f"x{self.scale}", f"{self.scale}x", f"{self.scale}", f"image_srf_{self.scale}"}
         return next((path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_dir()), None)
-
-
-def _regular(folder: Path) -> list[Path]:
-    """The pictures in a folder, sorted, without what would be waited for, such as a named pipe."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES and path.name[0] != "."]
-    return sorted(path for path in found if path.is_file() or not path.exists())  # a link to nothing is named in its turn
 
 
 def check_border(pairs: Pairs, border: int) -> None:
@@ -317,7 +311,7 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
         ValueError, OSError: where a file is missing, ambiguous, broken or of another size.
     """
     scale, crop = pairs.scale, pairs.crop
-    whole = images.read(_only(pairs.hr[name], "of high resolution")).colour
+    whole = images.read(_only(pairs.hr[name], "of high resolution")).visible
     height, width = (side // scale * scale for side in whole.shape[-2:])
     least = crop or scale
     if min(height, width) < least:
@@ -330,13 +324,13 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
 
     low = None
     if pairs.lr is not None:
-        low = images.read(_only(pairs.lr[name], "of low resolution")).colour
+        low = images.read(_only(pairs.lr[name], "of low resolution")).visible
         if (low.shape[-2] * scale, low.shape[-1] * scale) != (height, width):
             needed = f"{width // scale}x{height // scale}"
             raise ValueError(f"of low resolution it has {sides(low)} pixels; {needed}, of {sides(whole)}, are needed")
         low = low[..., y // scale : bottom // scale, x // scale : right // scale].contiguous()
     if pairs.results is not None:
-        picture = images.read(_only(pairs.results[name], "among the results")).colour
+        picture = images.read(_only(pairs.results[name], "among the results")).visible
         if picture.shape[-2:] in (whole.shape[-2:], (height, width)):
             picture = picture[box]
         elif picture.shape[-2:] != truth.shape[-2:]:

@@ -78,8 +78,7 @@ def check(path: Path) -> None:
     Raises:
         OSError: where it could not.
     """
-    with contextlib.suppress(FileNotFoundError):
-        path.lstat()  # refuses a name that is too long
+    check_name(path)
     part = _beside(path)
     part.touch(exist_ok=False)
     part.unlink()
@@ -102,6 +101,16 @@ def within(path: Path, folder: Path) -> bool:
     place = identity(folder)
     real = Path(os.path.realpath(path))
     return place is not None and any(identity(above) == place for above in (real, *real.parents))
+
+
+def check_name(path: Path) -> None:
+    """Finds out whether a file could have this name, without one that is too long.
+
+    Raises:
+        OSError: where it could not.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()
 
 
 def sweep(folder: Path) -> None:

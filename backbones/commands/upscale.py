@@ -24,6 +24,7 @@ from .options import (
     add_solver,
     declared,
     digest_of,
+    flags,
     line_of,
     loaded,
     path_of,
@@ -32,6 +33,7 @@ from .options import (
     solver_of,
     status_of,
     warn_above_bars,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", type=path_of, metavar="INPUT", help="a picture, or a folder of pictures")
     parser.add_argument("-o", "--out", type=path_of, required=True, metavar="OUT", help="a folder, or a file for one INPUT")
     add_solver(parser)
+    quality = "1 to 100, of one result in JPEG (default: 95) or WebP (default: without loss)"
+    parser.add_argument("--quality", type=whole_number, metavar="N", help=quality)
     parser.add_argument("--recursive", action="store_true", help="take folders inside INPUT too; OUT gets the same folders")
     parser.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
     add_backbones(parser)
@@ -74,6 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise Unusable(f"INPUT, --out: {error}") from None
     _check_outputs(jobs, solver.options.get("weights"))
+    from backbones.pictures import io as images
+
+    with flags():
+        images.check_quality(arguments.quality, [target for _, target in jobs])
     one = len(jobs) == 1
     backbone = loaded(solver, "upscale", one)
     folder = jobs[0][1].parent if one else arguments.out
@@ -105,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
                         kept += 1
                     else:
                         upscaled = partial(solver.upscaled, backbone, progress=one)
-                        size = _one(source, target, made, upscaled, arguments.overwrite)
+                        size = _one(source, target, made, upscaled, solver.scale, arguments.quality, arguments.overwrite)
                         written.add(whole.identity(target))
                         said = f"wrote   {line_of(target)} ({size})"
                 except Exception as error:  # whatever is wrong with a file costs that file alone
@@ -235,18 +243,17 @@ def _mode(path: Path) -> int | None:
 
 def _jobs(inputs: Sequence[Path], found: _Found, out: Path, scale: float) -> list[tuple[Path, Path]]:
     """(source, target) for every picture."""
-    from backbones.pictures import io as images
+    from backbones.pictures.formats import WRITTEN
 
-    suffixes = " ".join(images.SUFFIXES)
     # The same picture under the same name is one job; under another name it has a result of its own.
     same = {(os.path.realpath(path), path.name, below): (path, below) for path, below in reversed(found.pictures)}
     pictures = list(same.values())[::-1]
-    if out.suffix.lower() in images.SUFFIXES and not out.is_dir():
+    if out.suffix.lower() in WRITTEN and not out.is_dir():
         several = len(pictures) > 1 or inputs[0].is_dir()
         require(not several, "--out", out, "a folder is needed for a folder or several pictures")
         return [(pictures[0][0], out)]
     file = len(pictures) == 1 and not out.is_dir() and 2 < len(out.suffix) < 6 and out.suffix[1].isalpha()
-    require(not file, "--out", out, f"a folder, or a file that ends in {suffixes}, is needed")
+    require(not file, "--out", out, f"a folder, or a file that ends in {' '.join(WRITTEN)}, is needed")
     require(out.is_dir() or not os.path.lexists(out), "--out", out, "it exists and is not a folder")
     jobs: list[tuple[Path, Path]] = []
     for place in dict.fromkeys(below for _, below in pictures):
@@ -287,9 +294,13 @@ def _one(
     target: Path,
     made: Mapping[str, object],
     upscaled: "Callable[[torch.Tensor], torch.Tensor]",
+    scale: float,
+    quality: int | None,
     overwrite: bool,
 ) -> str:
     """Upscales one file; returns its sizes in words."""
+    from tqdm import tqdm
+
     from backbones.pictures import io as images
     from backbones.pictures.resize import bicubic
 
@@ -297,14 +308,19 @@ def _one(
     if target.exists() and not target.is_file():
         raise ValueError(f"{target} exists and is not a file; another OUT is needed")
     picture = images.read(source)
-    images.check(target, picture)
-    colour = upscaled(picture.colour)
+    height, width = (max(1, round(side * scale)) for side in picture.colour.shape[-2:])
+    images.check(target, picture, (height, width))
+    if picture.frames > 1:
+        tqdm.write(
+            f"note    {line_of(source)}: it has {picture.frames} frames or pages, and the first is taken", file=sys.stderr
+        )
+    colour = upscaled(picture.visible)
     alpha = picture.alpha
     if alpha is not None:
         alpha = bicubic(alpha, colour.shape[-2:]).clamp(0, 1)
     if target.is_file() and not overwrite:  # another process was faster
         _kept(source, target, made)
-    images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile), text=text)
+    images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile), quality, text)
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"
 
