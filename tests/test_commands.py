@@ -210,7 +210,7 @@ def test_a_folder_with_folders_alone_says_so(tmp_path, capsys):
     save(tmp_path / "in" / "deep" / "a.png")
     line = refused(capsys, "upscale", tmp_path / "in", "-o", tmp_path / "out")
     assert "a folder with pictures (.png" in line
-    assert "it has 1 folders (--recursive" in line
+    assert "folders inside it are passed over (--recursive takes" in line
 
 
 def test_a_folder_inside_that_cannot_be_read_costs_itself_alone(tmp_path, monkeypatch, capsys):
