@@ -445,9 +445,8 @@ def test_errors_have_one_line_of_bounded_length(tmp_path, capsys):
     save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b\nc\udcff.png").write_bytes(b"none")
     assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 1
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")] == [
-        f"failed  {tmp_path}/in/b\\nc\\udcff.png: cannot identify image file '{tmp_path}/in/b\\nc\\udcff.png'"
-    ]
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("failed"))
+    assert line.startswith(f"failed  {tmp_path}/in/b\\nc\\udcff.png: ")
 
 
 def test_help_version_and_wrong_options_need_no_torch():
