@@ -210,7 +210,7 @@ def test_a_folder_with_folders_alone_says_so(tmp_path, capsys):
     save(tmp_path / "in" / "deep" / "a.png")
     line = refused(capsys, "upscale", tmp_path / "in", "-o", tmp_path / "out")
     assert "a folder with pictures (.png" in line
-    assert "it has 1 folders (--recursive" in line
+    assert "folders inside it are passed over (--recursive takes" in line
 
 
 def test_a_folder_inside_that_cannot_be_read_costs_itself_alone(tmp_path, monkeypatch, capsys):
@@ -445,9 +445,8 @@ def test_errors_have_one_line_of_bounded_length(tmp_path, capsys):
     save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b\nc\udcff.png").write_bytes(b"none")
     assert upscale(tmp_path / "in", "-o", tmp_path / "out") == 1
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")] == [
-        f"failed  {tmp_path}/in/b\\nc\\udcff.png: cannot identify image file '{tmp_path}/in/b\\nc\\udcff.png'"
-    ]
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("failed"))
+    assert line.startswith(f"failed  {tmp_path}/in/b\\nc\\udcff.png: ")
 
 
 def test_help_version_and_wrong_options_need_no_torch():

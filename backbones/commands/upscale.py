@@ -197,7 +197,7 @@ def _found(inputs: Sequence[Path], out: Path, recursive: bool) -> _Found:
             require(not (recursive and whole.within(out, given)), "--out", out, needed)
             before = len(found.pictures)
             _look(given, recursive, found)
-            more = f"; it has {found.nested[given]} folders ({_NESTED})" if found.nested[given] else ""
+            more = f"; folders inside it are passed over ({_NESTED})" if found.nested[given] else ""
             require(len(found.pictures) > before, "INPUT", given, f"a folder with pictures ({suffixes}) is needed{more}")
         else:
             found.pictures.append((given, Path()))
