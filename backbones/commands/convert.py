@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from backbones.backbone import DTYPES
+
 from .options import NEEDS_SD21, Unusable, flag, path_of
 
 if TYPE_CHECKING:
@@ -14,15 +16,23 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
     """Adds the command to the command line."""
     parser = commands.add_parser(
         "convert",
-        usage="dosde convert [CHECKPOINT] -o OUT [...]",
-        help="weights of DoSSR or DiffBIR: released checkpoint to diffusers folder, and back",
-        description="Convert a checkpoint in the released layout (dossr_default.ckpt, DiffBIR v1; .ckpt or .safetensors) to a "
-        "folder in diffusers' layout, or such a folder to a checkpoint: a round trip is exact. Without CHECKPOINT, build the "
-        "folder where fine-tuning starts from --base and --preprocessor.",
+        usage="dosde convert [CHECKPOINT...] -o OUT [...]",
+        help="weights of DoSSR, DiffBIR, ResShift or SinSR: released checkpoint to diffusers folder, and back",
+        description="Convert a checkpoint in the released layout (dossr_default.ckpt, DiffBIR v1; .ckpt or .safetensors; of "
+        "ResShift and SinSR the two files, U-Net and autoencoder) to a folder in diffusers' layout, or such a folder to a "
+        "checkpoint: a round trip is exact. Without CHECKPOINT, build the folder where fine-tuning starts from --base and "
+        "--preprocessor.",
     )
-    parser.add_argument("checkpoint", nargs="?", type=path_of, metavar="CHECKPOINT", help="a file, or a folder to convert back")
     parser.add_argument(
-        "-o", "--out", type=path_of, required=True, metavar="OUT", help="a folder, or a .safetensors or .ckpt file for a folder"
+        "checkpoint", nargs="*", type=path_of, metavar="CHECKPOINT", help="a file, ResShift's two, or a folder to convert back"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=path_of,
+        required=True,
+        metavar="OUT",
+        help="a folder, or a .safetensors or .ckpt file for a folder; for one of ResShift another folder",
     )
     parser.add_argument(
         "--base", metavar="FOLDER", help="SD 2.1-base in diffusers' layout: tokenizer, and what CHECKPOINT lacks"
@@ -31,7 +41,7 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
         "--preprocessor", type=path_of, metavar="FILE", help="an RRDBNet (Real-ESRGAN, BSRGAN, LDL: .pth, .safetensors)"
     )
     parser.add_argument(
-        "--original-config", type=path_of, metavar="YAML", help="the release's, for num_head_channels (default: 64)"
+        "--original-config", type=path_of, metavar="YAML", help="the release's, for what no tensor tells"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as in CHECKPOINT)"
@@ -41,12 +51,15 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts; returns the exit status."""
-    source, out = arguments.checkpoint, arguments.out
+    source, out = next(iter(arguments.checkpoint), None), arguments.out
     try:
+        from backbones.resshift import convert as resshift
         from backbones.sd21 import convert
     except ImportError as error:
         raise Unusable(f"{NEEDS_SD21} ({error})") from None
     try:
+        if resshift.concerns(arguments.checkpoint):
+            return _resshift(arguments)
         if source is not None and source.is_dir():
             for option in ("base", "preprocessor", "original_config", "dtype"):
                 if getattr(arguments, option) is not None:
@@ -60,10 +73,28 @@ def run(arguments: argparse.Namespace) -> int:
                 raise Unusable("CHECKPOINT: none; one is needed, or --base and --preprocessor, to start fine-tuning from")
             else:
                 made = convert.start(arguments.base, arguments.preprocessor)
-            dtype = None if arguments.dtype is None else convert.DTYPES[arguments.dtype]
+            dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
             convert.to_folder(made, out, dtype=dtype, tokenizer=convert.tokenizer_folder(arguments.base))
     except (ValueError, OSError) as error:
         print(f"dosde convert: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    print(f"wrote   {out}")
+    return 0
+
+
+def _resshift(arguments: argparse.Namespace) -> int:
+    """Converts ResShift's two files, or its folder; returns the exit status."""
+    from backbones.resshift import convert
+
+    files, out, folder = arguments.checkpoint, arguments.out, arguments.checkpoint[0].is_dir()
+    for option in ("base", "preprocessor", *(("original_config", "dtype") if folder else ())):
+        if getattr(arguments, option) is not None:
+            raise Unusable(f"{flag(option)}: not for {'a folder of ' if folder else ''}ResShift")
+    if folder:
+        convert.to_checkpoints(files[0], out)
+    else:
+        convert.check_out(out)
+        dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
+        convert.to_folder(convert.parts_of_checkpoints(files, arguments.original_config), out, dtype=dtype)
     print(f"wrote   {out}")
     return 0

@@ -32,7 +32,8 @@ METHODS: dict[str, tuple[method.Method, int | None]] = {
 """Methods by name, each with its highest order; None is any."""
 FEW_STEP = "few_step"  # presets.few_step: the method and the times follow from the backbone's residual scale
 NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
-NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
+WITH_DIFFUSERS = ("sd21", "resshift")
+NEEDS_SD21 = "the backbones sd21 and resshift need the extra 'sd21' (in the repository: pip install '.[sd21]')"
 
 
 class Unusable(Exception):
@@ -50,7 +51,7 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
     add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=[*METHODS, FEW_STEP], help="solver (default: the backbone's)")
     add("--seed", type=int, default=DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
-    add("--backbone", metavar="NAME", help="the model: embedded, gaussian or sd21 (default: embedded, sd21 with --weights)")
+    add("--backbone", metavar="NAME", help="the model (default: embedded; with --weights, sd21 or resshift)")
 
 
 def add_backbones(parser: argparse.ArgumentParser) -> None:
@@ -190,8 +191,8 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
 
 
 def _memory(backbone: str) -> AbstractContextManager[None]:
-    """Memory that is used again rather than given back, for the backbone sd21: see `backbones.sd21.malloc`."""
-    if backbone != "sd21":
+    """Memory that is used again rather than given back, for the large backbones: see `backbones.sd21.malloc`."""
+    if backbone not in WITH_DIFFUSERS:
         return nullcontext()
     from backbones.sd21 import malloc
 
@@ -215,7 +216,7 @@ def check_images(command: str) -> None:
 def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     """The name of the backbone, and the keywords of its `load`: those that were given."""
     given = {name: value for name in declared() if (value := getattr(arguments, name)) is not None}
-    chosen = arguments.backbone or ("sd21" if "weights" in given else "embedded")
+    chosen = arguments.backbone or (backbones.named_by(arguments.weights) if "weights" in given else "embedded")
     for name, value in given.items():
         having = declared()[name]
         if chosen not in having:
@@ -249,7 +250,7 @@ def loaded(solver: Solver, command: str, one: bool) -> Backbone:
         try:
             backbone: Backbone = load(**solver.options, **own)
         except ImportError as error:
-            needs = NEEDS_SD21 if name == "sd21" else f"dosde {command} {NEEDS_IMAGES}"
+            needs = NEEDS_SD21 if name in WITH_DIFFUSERS else f"dosde {command} {NEEDS_IMAGES}"
             raise Unusable(f"{needs} ({error})") from None
         except ValueError as error:
             if isinstance(error, Refused):
