@@ -40,9 +40,7 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
     parser.add_argument(
         "--preprocessor", type=path_of, metavar="FILE", help="an RRDBNet (Real-ESRGAN, BSRGAN, LDL: .pth, .safetensors)"
     )
-    parser.add_argument(
-        "--original-config", type=path_of, metavar="YAML", help="the release's, for what no tensor tells"
-    )
+    parser.add_argument("--original-config", type=path_of, metavar="YAML", help="the release's, for what no tensor tells")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as in CHECKPOINT)"
     )

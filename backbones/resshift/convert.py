@@ -38,9 +38,7 @@ def concerns(paths: Sequence[Path]) -> bool:
     return len(paths) > 1 or any(names.released(path) for path in paths)
 
 
-def parts_of_checkpoints(
-    paths: Sequence[str | Path], original_config: str | Path | Mapping[str, Any] | None = None
-) -> Parts:
+def parts_of_checkpoints(paths: Sequence[str | Path], original_config: str | Path | Mapping[str, Any] | None = None) -> Parts:
     """The model in a U-Net's file and an autoencoder's, in either order. See `ResShiftPipeline.from_single_file`.
 
     Raises:
@@ -78,9 +76,9 @@ def parts_of_checkpoints(
 
 def check_pair(unet: Mapping[str, Any], vq: Mapping[str, Any]) -> None:
     """Refused unless a U-Net and an autoencoder of these configurations belong together."""
-    if unet["in_channels"] != vq["latent_channels"]:
-        shown = f"latents of {unet['in_channels']} channels in the U-Net, of {vq['latent_channels']} in the autoencoder"
-        raise Refused("checkpoint", vq["latent_channels"], "the autoencoder that the U-Net was trained with is needed", shown)
+    if unet["in_channels"] != vq["vq_embed_dim"]:
+        shown = f"latents of {unet['in_channels']} channels in the U-Net, of {vq['vq_embed_dim']} in the autoencoder"
+        raise Refused("checkpoint", vq["vq_embed_dim"], "the autoencoder that the U-Net was trained with is needed", shown)
     factor, reduction = 2 ** (len(vq["block_out_channels"]) - 1), 2 ** len(unet["lq_widths"])
     if factor < reduction:
         shown = f"the U-Net takes the LQ picture {reduction} times as large as the latent, the autoencoder's are {factor} times"
@@ -119,6 +117,11 @@ def _vq(released: Tensors, config: Mapping[str, Any]) -> tuple[Tensors, Tensors]
     return tensors, unused
 
 
+def released_vq(tensors: Tensors) -> Tensors:
+    """The weights of the autoencoder under their released names."""
+    return {entry.name: entry.join(tensors) for entry in entries("vae", tensors)}
+
+
 def _taken(rest: Tensors, name: str, shape: tuple[int, ...], floating: bool = True) -> Tensor:
     """The tensor of that name, taken out of the rest; refused where it is not what it must be."""
     tensor = rest.pop(name, None)
@@ -135,7 +138,9 @@ def _taken(rest: Tensors, name: str, shape: tuple[int, ...], floating: bool = Tr
 def _none_left(rest: Tensors, what: str) -> None:
     if rest:
         more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
-        raise Refused("checkpoint", list(rest), f"{what} in the released layout is needed", f"unexpected tensor {min(rest)}{more}")
+        raise Refused(
+            "checkpoint", list(rest), f"{what} in the released layout is needed", f"unexpected tensor {min(rest)}{more}"
+        )
 
 
 # -- What no tensor tells -----------------------------------------------------------------------------------------------------
@@ -339,7 +344,7 @@ def to_checkpoints(folder: Path, out: Path) -> None:
     kind = next(iter(unet.values())).dtype
     buffers = modules["unet"].released_buffers()
     unet |= {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in buffers.items()}
-    released = folders.unused(folder) | {entry.name: entry.join(vq) for entry in entries("vae", vq)}
+    released = folders.unused(folder) | released_vq(vq)
     process = DoSDEScheduler.from_pretrained(folder / "scheduler").process
     tables = [T for T in presets.RESSHIFT_ETA_MIN if DoSDEScheduler(**standard(T)).process == process]
     name = f"resshift_s{tables[0]}.pth" if tables else "resshift.pth"

@@ -35,7 +35,9 @@ def checked(name: str | Path, **hub: Any) -> Path:
         raise Refused("weights", folder, _CONVERTED)
     if not is_resshift(folder):
         kind = index_of(folder).get("_class_name")
-        raise Refused("weights", folder, _CONVERTED, f"{folder} is of a {kind}" if kind else f"{folder} has no model_index.json")
+        raise Refused(
+            "weights", folder, _CONVERTED, f"{folder} is of a {kind}" if kind else f"{folder} has no model_index.json"
+        )
     for component in ("unet", "vqvae", "scheduler"):
         if not folders.has(folder, component):
             raise Refused("weights", folder, _CONVERTED, f"{folder} lacks {component}/, which its model_index.json names")

@@ -19,6 +19,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 UNET, VQ = "a U-Net of ResShift", "a VQ autoencoder"
 
+
 def kind(names: Collection[str]) -> str:
     """What a checkpoint with tensors of these names is, in a few words; `UNET`, `VQ`, or what it is instead."""
 

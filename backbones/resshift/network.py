@@ -174,9 +174,7 @@ class SwinLayer(nn.Module):
         hidden: channels inside the mlp.
     """
 
-    def __init__(
-        self, width: int, *, resolution: int, channels: int, depth: int, heads: int, window: int, hidden: int
-    ) -> None:
+    def __init__(self, width: int, *, resolution: int, channels: int, depth: int, heads: int, window: int, hidden: int) -> None:
         super().__init__()
         shift = window // 2 if resolution > window else 0
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(width, channels, 1)))
@@ -207,7 +205,9 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         w, s = self.attn.window, self.shift
         h = self.norm1(x).roll((-s, -s), (2, 3)) if s else self.norm1(x)
-        windows = h.unflatten(3, (-1, w)).unflatten(2, (-1, w)).permute(0, 2, 4, 3, 5, 1)  # batch, rows, columns, w, w, channels
+        windows = (
+            h.unflatten(3, (-1, w)).unflatten(2, (-1, w)).permute(0, 2, 4, 3, 5, 1)
+        )  # batch, rows, columns, w, w, channels
         h = self.attn(windows.flatten(3, 4)).unflatten(3, (w, w))
         h = h.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
         x = x + (h.roll((s, s), (2, 3)) if s else h)

@@ -53,9 +53,7 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
     model_cpu_offload_seq = "unet->vqvae"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
-    def __init__(
-        self, unet: SwinUNet, vqvae: VQModel, scheduler: DoSDEScheduler, distilled_steps: int | None = None
-    ) -> None:
+    def __init__(self, unet: SwinUNet, vqvae: VQModel, scheduler: DoSDEScheduler, distilled_steps: int | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, vqvae=vqvae, scheduler=scheduler)
         self.register_to_config(distilled_steps=distilled_steps)
@@ -181,7 +179,12 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
         )
 
     def prepare(
-        self, picture: Tensor, scale: float = 4, mask: Tensor | None = None, *, tiles: Tiles = Tiles()  # noqa: B008
+        self,
+        picture: Tensor,
+        scale: float = 4,
+        mask: Tensor | None = None,
+        *,
+        tiles: Tiles = Tiles(),  # noqa: B008
     ) -> Prepared:
         """Everything before the solve, of pictures (batch, 3, height, width) in [0, 1].
 

@@ -1,8 +1,8 @@
 """The stages between which ResShift solves: encode, the model, decode. The runner of networks and tiles is that of `sd21`.
 
-    encode      x_hat0 = the autoencoder's latent (not quantised) of the LQ picture, enlarged by bicubic interpolation
-    solve       `dosde.solve` with x_theta = U-Net(x / sqrt(sigma^2 + 1), index, LQ): `Net`
-    decode      the picture of the nearest codes
+encode      x_hat0 = the autoencoder's latent (not quantised) of the LQ picture, enlarged by bicubic interpolation
+solve       `dosde.solve` with x_theta = U-Net(x / sqrt(sigma^2 + 1), index, LQ): `Net`
+decode      the picture of the nearest codes
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,306 @@
+"""ResShiftPipeline: number for number the released networks, at any size, scale and number of steps, in tiles and half types."""
+
+import golden_resshift
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import backbones
+import dosde
+from backbones.cli import main
+from dosde import method, presets
+from dosde.check import Refused
+
+pytest.importorskip("diffusers")
+
+from backbones.resshift import ResShiftPipeline, convert, network, pipeline, stages
+
+NET, LATENT, PIXEL = 4e-5, 6e-5, 3e-5  # the floors of float32 are 4e-6, 2e-5 and 6e-6
+
+
+@pytest.fixture(scope="module")
+def pipe(resshift_folder):
+    made = ResShiftPipeline.from_pretrained(resshift_folder)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def inpainting(resshift_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("inpainting") / "resshift_inpainting_imagenet_s4.pth"
+    torch.save(golden_resshift.state_dict("unet_inpaint"), path)
+    made = ResShiftPipeline.from_single_file(path, autoencoder=resshift_folder.parent / "autoencoder_vq_f4.pth")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return golden_resshift.recorded()
+
+
+def played(*draws):
+    """Noise as solve draws it: the start's, then one a step."""
+    left = [draw.float() for draw in draws]
+    return lambda *_: left.pop(0)
+
+
+def worst(a, b):
+    return (a - b).abs().max().item()
+
+
+def sparse(x):
+    return x[..., ::4, ::4]
+
+
+# -- Parity -----------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_modules(pipe, inpainting, recorded):
+    r, unet = recorded, pipe.unet
+    out = unet(r["unet/u2/x"].float(), r["unet/u2/t"], r["unet/u2/lq"].float())
+    assert worst(sparse(out), r["unet/u2/out"]) < NET
+    time = unet.time_embed(network.sinusoid(r["unet/time_embed/t"], 32))
+    assert worst(time, r["unet/time_embed/out"]) < 1e-6
+    x, emb = r["unet/input_blocks.1.0/x"].float(), r["unet/input_blocks.1.0/emb"]
+    assert worst(unet.input_blocks[1][0](x, emb), r["unet/input_blocks.1.0/out"]) < 1e-5
+    layer = unet.input_blocks[1][1](r["unet/input_blocks.1.1/x"].float())[:, ::4]
+    assert worst(layer, r["unet/input_blocks.1.1/out"]) < 1e-5
+    features = inpainting.unet.feature_extractor(r["unet_inpaint/feature_extractor/x"].float())[:, ::4]
+    assert worst(features, r["unet_inpaint/feature_extractor/out"]) < 1e-5
+
+
+def test_masks(recorded):
+    sizes = [name.removeprefix("mask/") for name in recorded if name.startswith("mask/")]
+    assert len(sizes) == 7
+    for size in sizes:
+        height, width = map(int, size.split("x"))
+        assert torch.equal(network.mask(8, 4, height, width) == network.HIDDEN, recorded[f"mask/{size}"])
+
+
+@torch.no_grad()
+def test_autoencoder(pipe, recorded):
+    picture = recorded["vq/picture_uint8"].permute(2, 0, 1)[None] / 127.5 - 1
+    assert worst(stages.encode(pipe.vqvae, picture, 4, None, pipe._bar), recorded["vq/picture_z"]) < LATENT
+    codes = stages.quantised(recorded["vq/z"], pipe.vqvae.quantize.embedding.weight)
+    assert worst(codes, recorded["vq/quantised"]) < 1e-6
+    assert worst(sparse(2 * pipe.decode(recorded["vq/z"]) - 1), recorded["vq/decoded"]) < PIXEL
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("how", "prefix"), [(method.resshift, "T4/"), (method.ode, "T4/ode/")])
+def test_sampler(pipe, recorded, how, prefix):
+    made = pipe.prepare(recorded["T4/lq_uint8"].permute(2, 0, 1)[None] / 255)
+    assert worst(sparse(made.x_hat0), recorded["T4/z_y"]) < LATENT
+    states, estimates = [], []
+    solver = {
+        "method": how,
+        "grid": pipe.scheduler.times(4),
+        "callback": lambda *all: [states.append(all[2]), estimates.append(all[3])],
+    }
+    noise = played(recorded["T4/noise_init"], *recorded["T4/noise_steps"])
+    states.append(dosde.solve(pipe.denoiser(made.lq), made.x_hat0, 4, 1, noise=noise, **solver))
+    for at, expected in zip(recorded[f"{prefix}x_at"], recorded[f"{prefix}x"], strict=True):
+        assert worst(sparse(states[at]), expected) < LATENT
+    if how is method.resshift:
+        for at, expected in zip(recorded["T4/pred_x0_at"], recorded["T4/pred_x0"], strict=True):
+            assert worst(sparse(estimates[at]), expected) < LATENT
+    decoded = 2 * pipe.decode(states[-1]) - 1
+    assert worst(sparse(decoded[..., 64:128, 96:160]), recorded[f"{prefix}decoded"]) < PIXEL
+
+
+def test_the_call_is_the_published_sampler(pipe, recorded):
+    image = PIL.Image.fromarray(recorded["T4/lq_uint8"].numpy())
+    noise = [recorded["T4/noise_init"], *recorded["T4/noise_steps"]]
+    picture = pipe(image, noise=played(*noise), output_type="pt").images
+    expected = recorded["T4/decoded"].clamp(-1, 1) / 2 + 0.5
+    assert worst(sparse(picture[..., 64:128, 96:160]), expected) < PIXEL
+    written = np.asarray(pipe(image, noise=played(*noise)).images[0]).astype(int)
+    assert np.abs(written - (picture[0] * 255).permute(1, 2, 0).numpy()).max() < 0.501  # rounded, as in the release
+
+
+def test_one_step_is_the_prediction_at_the_last_index(pipe, recorded):
+    noise = played(recorded["T4/noise_init"])
+    latents = pipe(recorded["T4/lq_uint8"].numpy(), num_inference_steps=1, noise=noise, output_type="latent").images
+    assert worst(sparse(latents), recorded["T4/one_step/latent"]) < LATENT
+
+
+# -- Any size, scale, number of steps ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 64])
+def test_padding_reflects(side):
+    picture = torch.rand(1, 3, side, 3 * side)
+    padded = stages.reflected(picture, 64)
+    assert all(s % 64 == 0 for s in padded.shape[-2:])
+    assert torch.equal(padded[..., :side, : 3 * side], picture)
+    if 32 < side:
+        assert torch.equal(padded, picture)
+    if side == 5:  # as torch's, as often as it takes
+        assert torch.equal(padded[..., :9, :29], torch.nn.functional.pad(picture, (0, 14, 0, 4), mode="reflect"))
+
+
+@pytest.mark.parametrize(("scale", "size"), [(4, (28, 44)), (3, (21, 33)), (0.5, (4, 6)), (5.5, (38, 60))])
+def test_scales(pipe, scale, size):
+    picture = pipe(torch.rand(1, 3, 7, 11), scale, 1, output_type="pt").images
+    assert picture.shape == (1, 3, *size)
+    assert 0 <= picture.min() < picture.max() <= 1
+
+
+def test_grey_stays_grey_and_lists_may_have_several_sizes(pipe):
+    images = [PIL.Image.new("L", (8, 6), 90), PIL.Image.new("RGBA", (5, 5), (9, 90, 200, 100))]
+    made = pipe(images, 2, 1).images
+    assert [(one.mode, one.size) for one in made] == [("L", (16, 12)), ("RGBA", (10, 10))]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 50])
+def test_any_number_of_steps(steps):
+    for T in (4, 15):
+        times = presets.resshift_times(steps, T)
+        index = times[:-1] * T - 1
+        assert times[-1] == 0
+        assert index[0] == T - 1
+        assert steps == 1 or abs(index[-1]) < 1e-12
+        assert steps > T or torch.allclose(index, index.round(), atol=1e-12)
+        process = dosde.process.resshift(T, eta_min=presets.RESSHIFT_ETA_MIN[T])
+        assert process == process and len(dosde.plan(process, steps, 1, grid=times, method=method.resshift)) == steps
+    assert torch.allclose(presets.resshift_times(15), presets.resshift(15)[1])
+
+
+def test_other_solvers_on_its_process(pipe):
+    picture = torch.rand(1, 3, 16, 16, generator=torch.manual_seed(1))
+    own = pipe(picture, generator=torch.manual_seed(0), output_type="pt").images
+    for how in (presets.few_step(0.4), {"method": method.dos}, {"method": method.ode}, {"method": method.adams}):
+        made = pipe(picture, num_inference_steps=3, generator=torch.manual_seed(0), output_type="pt", **how).images
+        assert made.isfinite().all()
+        assert worst(made, own) > 1e-3
+
+
+def test_the_scheduler_alone_makes_the_bits_of_the_call(pipe, recorded):
+    scheduler, lq = pipe.scheduler, recorded["T4/lq_uint8"].permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        made = pipe.prepare(lq)
+        scheduler.set_timesteps(4, x_hat0=made.x_hat0)
+        assert scheduler.timesteps.tolist() == [3, 2, 1, 0]
+        x = scheduler.start(recorded["T4/noise_init"].float())
+        for i, t in enumerate(scheduler.timesteps):
+            out = pipe.unet(scheduler.scale_model_input(x, t), t.float(), made.lq)
+            x = scheduler.step(out, t, x, variance_noise=recorded["T4/noise_steps"][i].float()).prev_sample
+    noise = played(recorded["T4/noise_init"], *recorded["T4/noise_steps"])
+    assert torch.equal(x, pipe(lq, noise=noise, output_type="latent").images)
+
+
+def test_tiles_agree_with_the_whole_as_far_as_the_network_does(pipe):
+    picture = torch.rand(1, 3, 64, 160, generator=torch.manual_seed(1))
+    whole, tiled = (
+        pipe(picture, num_inference_steps=2, generator=torch.manual_seed(0), tile=tile, output_type="pt").images
+        for tile in (None, 512)
+    )
+    assert whole.shape == tiled.shape
+    assert 0 < (whole - tiled).abs().mean() < 0.05
+    with torch.no_grad():  # the quantised latent is cut without a seam: its codes do not depend on their neighbours
+        z = torch.randn(1, 3, 16, 16, generator=torch.manual_seed(0))
+        codes = stages.quantised(z, pipe.vqvae.quantize.embedding.weight)
+        assert torch.equal(codes[..., :8, :], stages.quantised(z[..., :8, :], pipe.vqvae.quantize.embedding.weight))
+
+
+def test_codes_are_looked_for_in_pieces(pipe, monkeypatch):
+    z, codebook = torch.randn(2, 3, 9, 7), pipe.vqvae.quantize.embedding.weight.detach()
+    whole = stages.quantised(z, codebook)
+    distances = (z[:, None] - codebook[None, :, :, None, None]).square().sum(2)
+    assert torch.equal(whole, codebook[distances.argmin(1)].movedim(-1, 1))
+    monkeypatch.setattr(stages, "_DISTANCES", 100)
+    assert torch.equal(stages.quantised(z, codebook), whole)
+
+
+def test_half_precision(pipe, recorded, resshift_folder):
+    half = ResShiftPipeline.from_pretrained(resshift_folder, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    picture = recorded["T4/lq_uint8"].numpy()
+    a, b = (p(picture, num_inference_steps=2, generator=torch.manual_seed(0), output_type="pt").images for p in (pipe, half))
+    assert a.dtype == b.dtype == torch.float32
+    assert 0 < (a - b).abs().mean() < 0.03
+
+
+# -- Inpainting ---------------------------------------------------------------------------------------------------------------
+
+
+def test_inpainting_keeps_what_is_known(inpainting):
+    picture, mask = torch.rand(1, 3, 40, 56), torch.zeros(1, 1, 40, 56)
+    mask[..., 8:20, 10:30] = 1
+    made = inpainting(picture, 1, 2, mask=mask, output_type="pt").images
+    assert torch.equal(made[mask.expand_as(made) == 0], picture[mask.expand_as(made) == 0])
+    assert worst(made, picture) > 0.05
+    for wrong, message in ((None, "white where the image is unknown"), (mask[..., :9, :], "size of the picture, 56 x 40")):
+        with pytest.raises(Refused, match=message):
+            inpainting(picture, 1, 2, mask=wrong)
+
+
+def test_a_mask_needs_a_network_for_it(pipe):
+    with pytest.raises(Refused, match="does not inpaint"):
+        pipe(torch.rand(1, 3, 8, 8), mask=torch.ones(1, 1, 8, 8))
+
+
+# -- The command, and what is saved -------------------------------------------------------------------------------------------
+
+
+def test_saving_and_loading(pipe, resshift_folder, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = ResShiftPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 8, 8)
+    a, b = (p(picture, 4, 1, generator=torch.manual_seed(0), output_type="pt").images for p in (pipe, again))
+    assert torch.equal(a, b)
+    assert again.scheduler == pipe.scheduler
+
+
+def test_the_licence_is_said_once(resshift_folder, caplog):
+    pipeline.say_licence.cache_clear()
+    for _ in range(2):
+        ResShiftPipeline.from_pretrained(resshift_folder)
+    said = [record.message for record in caplog.records if record.name == "backbones.resshift.pipeline"]
+    assert said == ["ResShift's weights are under the S-Lab License 1.0: not for commercial use"]
+
+
+def test_the_command_chooses_the_backbone_by_the_folder(resshift_folder, pipe, tmp_path, recorded):
+    assert backbones.named_by(resshift_folder) == "resshift"
+    image = PIL.Image.fromarray(recorded["T4/lq_uint8"].numpy()[:9, :12])
+    image.save(tmp_path / "a.png")
+    arguments = ["upscale", str(tmp_path / "a.png"), "--weights", str(resshift_folder)]
+    assert main([*arguments, "--steps", "4", "-o", str(tmp_path / "b.png")]) == 0
+    made = pipe(image, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
+    with PIL.Image.open(tmp_path / "b.png") as written:
+        assert np.array_equal(np.asarray(written), (made * 255).round().astype(np.uint8))
+    for how in ("few_step", "dos", "ode", "resshift"):
+        assert main([*arguments, "--steps", "2", "--method", how, "-o", str(tmp_path / f"{how}.png")]) == 0
+
+
+def test_sinsr_runs_one_step_and_no_other(resshift_folder, tmp_path, capsys, caplog):
+    import shutil
+
+    released = resshift_folder.parent
+    shutil.copy(released / "resshift_realsrx4_s4_v3.pth", tmp_path / "SinSR_v2.pth")
+    files = [str(tmp_path / "SinSR_v2.pth"), str(released / "autoencoder_vq_f4.pth")]
+    assert main(["convert", *files, "-o", str(tmp_path / "sinsr")]) == 0
+    pipe = ResShiftPipeline.from_pretrained(tmp_path / "sinsr")
+    assert (len(pipe.scheduler), pipe.default_steps) == (15, 1)
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = ["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--weights", str(tmp_path / "sinsr")]
+    assert main([*arguments, "--steps", "1"]) == 0
+    with pytest.raises(SystemExit):
+        main([*arguments, "--steps", "4", "--overwrite"])
+    assert "--steps: 4; 1 is needed: these weights (SinSR's) were distilled to it" in capsys.readouterr().err
+
+
+def test_wrong_weights_say_what_they_are(resshift_folder, sd21_folder, tmp_path):
+    for weights, message in (
+        (resshift_folder.parent / "resshift_realsrx4_s4_v3.pth", "a folder is needed: dosde convert"),
+        (sd21_folder, "is of a DoSSRPipeline"),
+        (tmp_path, "has no model_index.json"),
+    ):
+        with pytest.raises(Refused, match=message):
+            backbones.load("resshift", weights=weights)
+    assert convert.concerns([resshift_folder])
+    assert not convert.concerns([sd21_folder])
