@@ -72,22 +72,6 @@ def resshift(steps: int = 15, T: int = 15) -> tuple[Process, Tensor]:
     return process, grid.respaced(T)(process, steps)
 
 
-def resshift_times(steps: int, T: int = 15) -> Tensor:
-    """Times for any number of steps on ResShift's table of T steps: evenly from its last index to its first, then t = 0.
-
-    With T steps these are the published times. Fewer steps are at indices of the table, of which the last is always one; more
-    steps also lie between indices, and none lies below the first, whose noise is the least that the network has seen.
-
-    >>> resshift_times(3, 15) * 15
-    tensor([15.,  8.,  1.,  0.], dtype=torch.float64)
-    """
-    if steps < 1:
-        raise Refused("steps", steps, "a positive integer is needed")
-    index = torch.linspace(T - 1, 0, steps, dtype=torch.float64, device="cpu")
-    index = index.round() if steps <= T else index
-    return torch.cat([(index + 1) / T, index.new_zeros(1)])
-
-
 def resshift_input_scale(m: Marginal, latent: bool = True) -> Tensor:
     """The factor of x at the input of ResShift's networks: 1/sqrt(sigma^2 + 1) for latents, 1/(3 sigma + 1) for pixels.
 

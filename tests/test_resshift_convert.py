@@ -41,9 +41,12 @@ def on_meta(layout):
     }
 
 
-@pytest.mark.parametrize("release", [name for name in golden_resshift.layouts()["releases"] if "v1" not in name])
+RELEASES = golden_resshift.layouts()["releases"] | {"resshift_x2_s4.pth": ["x2", "vq_f4", "autoencoder_vq_f4.pth", 4]}
+
+
+@pytest.mark.parametrize("release", [name for name in RELEASES if "v1" not in name])
 def test_full_size_both_ways_on_the_meta_device(release, monkeypatch):
-    unet, vq, autoencoder, T = golden_resshift.layouts()["releases"][release]
+    unet, vq, autoencoder, T = RELEASES[release]
     layouts = {release: golden_resshift.layouts()["unet"][unet], autoencoder: golden_resshift.layouts()["autoencoder"][vq]}
     monkeypatch.setattr(names, "read", lambda path: on_meta(layouts[path.name]))
     made = convert.parts_of_checkpoints([autoencoder, release])
@@ -57,7 +60,7 @@ def test_full_size_both_ways_on_the_meta_device(release, monkeypatch):
     back = convert.released_vq(made.tensors["vqvae"])
     assert shapes(back) == {name: tuple(shape) for name, shape in layouts[autoencoder].items()}
     scale = 2 ** (len(made.configs["vqvae"]["block_out_channels"]) - 1 - len(made.configs["unet"]["lq_widths"]))
-    assert scale == (4 if unet == "x4" else 1)
+    assert scale == {"x4": 4, "x2": 2}.get(unet, 1)
 
 
 def test_there_and_back(files, resshift_folder, tmp_path):

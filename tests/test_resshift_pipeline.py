@@ -1,4 +1,6 @@
-"""ResShiftPipeline: number for number the released networks, at any size, scale and number of steps, in tiles and half types."""
+"""ResShiftPipeline: number for number the released networks, at any size, scale, number of steps, in tiles, in half."""
+
+from types import SimpleNamespace
 
 import golden_resshift
 import numpy as np
@@ -14,7 +16,10 @@ from dosde.check import Refused
 
 pytest.importorskip("diffusers")
 
+import diffusers
+
 from backbones.resshift import ResShiftPipeline, convert, network, pipeline, stages
+from dosde.interop.diffusers import DoSDEScheduler
 
 NET, LATENT, PIXEL = 4e-5, 6e-5, 3e-5  # the floors of float32 are 4e-6, 2e-5 and 6e-6
 
@@ -31,6 +36,21 @@ def inpainting(resshift_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("inpainting") / "resshift_inpainting_imagenet_s4.pth"
     torch.save(golden_resshift.state_dict("unet_inpaint"), path)
     made = ResShiftPipeline.from_single_file(path, autoencoder=resshift_folder.parent / "autoencoder_vq_f4.pth")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A pipeline of small networks, for what does not depend on the numbers."""
+    layer = {"channels": 32, "depth": 2, "heads": 2, "window": 4, "hidden": 32}
+    sizes = {"time_channels": 32, "time_width": 32, "widths": [32, 32], "layers": [1, 1], "swin": [layer, layer]}
+    torch.manual_seed(0)
+    unet = network.SwinUNet(**sizes, middle_swin=layer, sample_size=8)
+    wide = {"block_out_channels": [32, 32, 32], "down_block_types": ["DownEncoderBlock2D"] * 3}
+    vqvae = diffusers.VQModel(**wide, up_block_types=["UpDecoderBlock2D"] * 3, scaling_factor=1.0, num_vq_embeddings=64)
+    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
+    made = ResShiftPipeline(unet.eval(), vqvae.eval(), DoSDEScheduler(**convert.standard(4)))
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -136,44 +156,47 @@ def test_padding_reflects(side):
     padded = stages.reflected(picture, 64)
     assert all(s % 64 == 0 for s in padded.shape[-2:])
     assert torch.equal(padded[..., :side, : 3 * side], picture)
-    if 32 < side:
+    if side > 32:
         assert torch.equal(padded, picture)
     if side == 5:  # as torch's, as often as it takes
         assert torch.equal(padded[..., :9, :29], torch.nn.functional.pad(picture, (0, 14, 0, 4), mode="reflect"))
 
 
 @pytest.mark.parametrize(("scale", "size"), [(4, (28, 44)), (3, (21, 33)), (0.5, (4, 6)), (5.5, (38, 60))])
-def test_scales(pipe, scale, size):
-    picture = pipe(torch.rand(1, 3, 7, 11), scale, 1, output_type="pt").images
+def test_scales(tiny, scale, size):
+    picture = tiny(torch.rand(1, 3, 7, 11), scale, 1, output_type="pt").images
     assert picture.shape == (1, 3, *size)
     assert 0 <= picture.min() < picture.max() <= 1
 
 
-def test_grey_stays_grey_and_lists_may_have_several_sizes(pipe):
+def test_grey_stays_grey_and_lists_may_have_several_sizes(tiny):
     images = [PIL.Image.new("L", (8, 6), 90), PIL.Image.new("RGBA", (5, 5), (9, 90, 200, 100))]
-    made = pipe(images, 2, 1).images
+    made = tiny(images, 2, 1).images
     assert [(one.mode, one.size) for one in made] == [("L", (16, 12)), ("RGBA", (10, 10))]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 50])
-def test_any_number_of_steps(steps):
-    for T in (4, 15):
-        times = presets.resshift_times(steps, T)
-        index = times[:-1] * T - 1
-        assert times[-1] == 0
-        assert index[0] == T - 1
-        assert steps == 1 or abs(index[-1]) < 1e-12
-        assert steps > T or torch.allclose(index, index.round(), atol=1e-12)
-        process = dosde.process.resshift(T, eta_min=presets.RESSHIFT_ETA_MIN[T])
-        assert process == process and len(dosde.plan(process, steps, 1, grid=times, method=method.resshift)) == steps
-    assert torch.allclose(presets.resshift_times(15), presets.resshift(15)[1])
+@pytest.mark.parametrize("T", [4, 15])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 15, 16, 50])
+def test_any_number_of_steps(steps, T):
+    process = dosde.process.resshift(T, eta_min=presets.RESSHIFT_ETA_MIN[T])
+    times = dosde.grid.table(T)(process, steps)
+    index = times[:-1] * T - 1
+    assert len(index) == steps
+    assert times[-1] == 0
+    assert index[0] == T - 1
+    assert steps == 1 or abs(index[-1]) < 1e-12
+    assert steps > T or torch.equal(index.round(), index)
+    for how, order in ((method.resshift, 1), (method.dos, 3), (method.ode, 3)):  # which warns where errors are multiplied
+        dosde.plan(process, steps, min(order, steps), grid=times, method=how)
+    if steps == T:
+        assert torch.allclose(times, presets.resshift(T, T)[1])
 
 
-def test_other_solvers_on_its_process(pipe):
+def test_other_solvers_on_its_process(tiny):
     picture = torch.rand(1, 3, 16, 16, generator=torch.manual_seed(1))
-    own = pipe(picture, generator=torch.manual_seed(0), output_type="pt").images
+    own = tiny(picture, generator=torch.manual_seed(0), output_type="pt").images
     for how in (presets.few_step(0.4), {"method": method.dos}, {"method": method.ode}, {"method": method.adams}):
-        made = pipe(picture, num_inference_steps=3, generator=torch.manual_seed(0), output_type="pt", **how).images
+        made = tiny(picture, num_inference_steps=3, generator=torch.manual_seed(0), output_type="pt", **how).images
         assert made.isfinite().all()
         assert worst(made, own) > 1e-3
 
@@ -192,18 +215,32 @@ def test_the_scheduler_alone_makes_the_bits_of_the_call(pipe, recorded):
     assert torch.equal(x, pipe(lq, noise=noise, output_type="latent").images)
 
 
-def test_tiles_agree_with_the_whole_as_far_as_the_network_does(pipe):
-    picture = torch.rand(1, 3, 64, 160, generator=torch.manual_seed(1))
+def test_tiles_cut_x_and_the_picture_alike(tiny):
+    """With a network of one pixel a pixel, tiles change nothing, however much larger the picture is than x."""
+
+    class Pointwise:
+        dtype, multiple = torch.float32, 4
+        config = SimpleNamespace(lq_widths=[[8, 8], [8, 8]])
+
+        def __call__(self, x, timestep, lq):
+            sizes.append(x.shape[-2:])
+            return x * timestep + torch.nn.functional.avg_pool2d(lq[:, :3], 4)
+
+    x, lq, sizes = torch.rand(2, 3, 24, 40), torch.rand(2, 4, 96, 160), []
     whole, tiled = (
-        pipe(picture, num_inference_steps=2, generator=torch.manual_seed(0), tile=tile, output_type="pt").images
-        for tile in (None, 512)
+        stages.Net(Pointwise(), tiny.scheduler, lq, tile, tiny._bar)(x, x, torch.tensor(0.5, dtype=torch.float64))
+        for tile in (None, 16)
     )
-    assert whole.shape == tiled.shape
-    assert 0 < (whole - tiled).abs().mean() < 0.05
-    with torch.no_grad():  # the quantised latent is cut without a seam: its codes do not depend on their neighbours
-        z = torch.randn(1, 3, 16, 16, generator=torch.manual_seed(0))
-        codes = stages.quantised(z, pipe.vqvae.quantize.embedding.weight)
-        assert torch.equal(codes[..., :8, :], stages.quantised(z[..., :8, :], pipe.vqvae.quantize.embedding.weight))
+    assert worst(whole, tiled) < 1e-6
+    assert sizes == [(24, 40)] + 6 * [(16, 16)]
+
+
+def test_tiles(tiny):
+    picture = torch.rand(1, 3, 20, 50, generator=torch.manual_seed(1))
+    how = {"num_inference_steps": 2, "output_type": "pt"}
+    whole, tiled = (tiny(picture, generator=torch.manual_seed(0), tile=tile, **how).images for tile in (None, 64))
+    assert whole.shape == tiled.shape == (1, 3, 80, 200)
+    assert worst(whole, tiled) > 1e-3
 
 
 def test_codes_are_looked_for_in_pieces(pipe, monkeypatch):
@@ -264,17 +301,18 @@ def test_the_licence_is_said_once(resshift_folder, caplog):
     assert said == ["ResShift's weights are under the S-Lab License 1.0: not for commercial use"]
 
 
-def test_the_command_chooses_the_backbone_by_the_folder(resshift_folder, pipe, tmp_path, recorded):
-    assert backbones.named_by(resshift_folder) == "resshift"
-    image = PIL.Image.fromarray(recorded["T4/lq_uint8"].numpy()[:9, :12])
+def test_the_command_chooses_the_backbone_by_the_folder(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "tiny")
+    assert backbones.named_by(tmp_path / "tiny") == "resshift"
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8))
     image.save(tmp_path / "a.png")
-    arguments = ["upscale", str(tmp_path / "a.png"), "--weights", str(resshift_folder)]
+    arguments = ["upscale", str(tmp_path / "a.png"), "--weights", str(tmp_path / "tiny")]
     assert main([*arguments, "--steps", "4", "-o", str(tmp_path / "b.png")]) == 0
-    made = pipe(image, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
+    made = tiny(image, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
     with PIL.Image.open(tmp_path / "b.png") as written:
         assert np.array_equal(np.asarray(written), (made * 255).round().astype(np.uint8))
-    for how in ("few_step", "dos", "ode", "resshift"):
-        assert main([*arguments, "--steps", "2", "--method", how, "-o", str(tmp_path / f"{how}.png")]) == 0
+    for how, steps in (("few_step", 3), ("dos", 50), ("ode", 2), ("resshift", 9)):
+        assert main([*arguments, "--steps", str(steps), "--method", how, "-o", str(tmp_path / f"{how}.png")]) == 0
 
 
 def test_sinsr_runs_one_step_and_no_other(resshift_folder, tmp_path, capsys, caplog):

@@ -1,4 +1,4 @@
-"""The released layout of ResShift and SinSR: two files, U-Net and autoencoder; every size is read from the shapes of the tensors.
+"""The released layout of ResShift and SinSR: two files, U-Net and autoencoder. Every size is read from the shapes of tensors.
 
 The U-Net has the released names in this package, too. Its file also holds buffers, which follow from the sizes: they are
 checked, dropped, and made again on the way back. The autoencoder is diffusers' `VQModel` under LDM's names, which are those of
@@ -51,7 +51,7 @@ def released(path: str | Path) -> bool:
 def read(path: str | Path) -> Tensors:
     """The tensors of a released file, by their names without what torch.compile and data-parallel training put before them."""
     tensors = weights.read(path)
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "module."):
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     return tensors

@@ -16,7 +16,6 @@ left w - s columns of each window do not see its right s columns. Without it the
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +55,7 @@ class SwinUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has 
         widths: Sequence[int] = (160, 320, 320, 640),
         layers: Sequence[int] = (2, 2, 2, 2),
         swin: Sequence[Mapping[str, int] | None] = ({"channels": 192, "depth": 2, "heads": 6, "window": 8, "hidden": 768},) * 4,
-        middle_swin: Mapping[str, int] = {"channels": 192, "depth": 2, "heads": 6, "window": 8, "hidden": 768},  # noqa: B006
+        middle_swin: Mapping[str, int] = {"channels": 192, "depth": 2, "heads": 6, "window": 8, "hidden": 768},
         sample_size: int = 64,
     ) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ from dosde.solve import advanced, noised
 from dosde.step import Method, Step
 
 _SHIFTS = ("dossr", "cosine", "linear", "none")
-_SPACINGS = ("dossr", "resshift", "uniform", "few_step", "spaced", "linspace", "leading", "trailing")
+_SPACINGS = ("dossr", "uniform", "few_step", "table", "spaced", "linspace", "leading", "trailing")
 _THEIR_NAMES = {"epsilon": "vp_eps", "v_prediction": "v", "sample": "x0"}
 _VARIABLES = {"lam": expansion.lam, "log_lam": expansion.log_lam}
 _PLAIN = {"dos": (method.dos, 3), "resshift": (method.resshift, 1)}  # with the highest order
@@ -89,9 +89,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         tau: the noise of adams and few_step, 0 (the ODE) to 1 (the SDE). Default: 1, and 0 for few_step.
         corrector: of adams, ode and chain, one order more at no call.
         variable: of adams, ode and chain, the variable of the expansion, "lam" or "log_lam".
-        timestep_spacing: "dossr" (the released grid), "resshift" (`presets.resshift_times`), "uniform" in t, "few_step";
-            "spaced" (diffusers: "linspace"), "leading" and "trailing", indices below t1, then t = 0. Default: "few_step" for
-            that solver, "dossr" for that shift, "resshift" with kappa, "spaced" without a shift, else "uniform".
+        timestep_spacing: "dossr" (the released grid), "table" (`grid.table`), "uniform" in t, "few_step"; "spaced" (diffusers:
+            "linspace"), "leading" and "trailing", indices below t1, then t = 0. Default: "few_step" for that solver, "dossr"
+            for that shift, "table" with kappa, "spaced" without a shift, else "uniform".
         steps_offset: a number added to the indices of "leading".
 
     Raises:
@@ -201,8 +201,8 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         T, t1 = len(self), self.config.t1
         if spacing == "dossr":
             return presets.dossr_times(steps, t1, T)
-        if spacing == "resshift":
-            return presets.resshift_times(steps, T)
+        if spacing == "table":
+            return grid.table(T)(self.process, steps)
         if spacing == "uniform":
             return grid.uniform(self.process, steps)
         if spacing == "few_step":
@@ -553,7 +553,7 @@ def _default_spacing(config: Mapping[str, Any]) -> str:
     if config["solver"] == "few_step":
         return "few_step"
     if config["kappa"] is not None:
-        return "resshift"
+        return "table"
     if config["trained_etas"] is not None:
         return "uniform"
     return {"dossr": "dossr", "none": "spaced"}.get(config["shift"], "uniform")
