@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _resshift(arguments: argparse.Namespace) -> int:
     """Converts ResShift's two files, or its folder; returns the exit status."""
     from backbones.resshift import convert
+    from backbones.sd21.convert import check_out
 
     files, out, folder = arguments.checkpoint, arguments.out, arguments.checkpoint[0].is_dir()
     for option in ("base", "preprocessor", *(("original_config", "dtype") if folder else ())):
@@ -91,7 +92,7 @@ def _resshift(arguments: argparse.Namespace) -> int:
     if folder:
         convert.to_checkpoints(files[0], out)
     else:
-        convert.check_out(out)
+        check_out(out)
         dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
         convert.to_folder(convert.parts_of_checkpoints(files, arguments.original_config), out, dtype=dtype)
     print(f"wrote   {out}")

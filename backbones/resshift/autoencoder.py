@@ -10,7 +10,7 @@ from diffusers import VQModel
 class UnevenVQModel(VQModel):  # type: ignore[misc]  # diffusers has no types
     """A VQModel whose `layers_per_block` is a list, one number a level, from the picture on: the released f8."""
 
-    @functools.wraps(VQModel.__init__)
+    @functools.wraps(VQModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **config: Any) -> None:
         layers = list(config["layers_per_block"])
         super().__init__(*args, **config | {"layers_per_block": max(layers)})
@@ -21,6 +21,6 @@ class UnevenVQModel(VQModel):  # type: ignore[misc]  # diffusers has no types
             block.resnets = block.resnets[: count + 1]
 
 
-def kind_of(config: Mapping[str, Any]) -> type[VQModel]:
+def kind_of(config: Mapping[str, Any]) -> Any:
     """The class of an autoencoder with this configuration."""
     return UnevenVQModel if isinstance(config["layers_per_block"], list) else VQModel

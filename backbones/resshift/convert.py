@@ -63,15 +63,14 @@ def parts_of_checkpoints(paths: Sequence[str | Path], original_config: str | Pat
     path, unet = found["unet"]
     released = released_of(path.name, names.Sizes(_shapes(unet), names.UNET), original_config)
     configs: dict[str, dict[str, Any]] = {}
-    tensors, unused = {}, {}
     configs["unet"] = names.unet_config(_shapes(unet), released.image_size)
     configs["vqvae"] = names.vq_config(_shapes(found["vqvae"][1])) | {"scaling_factor": released.scale_factor}
     check_pair(configs["unet"], configs["vqvae"])
-    tensors["unet"] = _unet(unet, configs["unet"])
-    tensors["vqvae"], unused = _vq(found["vqvae"][1], configs["vqvae"])
+    vq, unused = _vq(found["vqvae"][1], configs["vqvae"])
+    parts = {"unet": _unet(unet, configs["unet"]), "vqvae": vq}
     configs["scheduler"] = released.scheduler
     configs["pipeline"] = {"distilled_steps": released.distilled_steps}
-    return Parts(configs, tensors, unused)
+    return Parts(configs, parts, unused)
 
 
 def check_pair(unet: Mapping[str, Any], vq: Mapping[str, Any]) -> None:

@@ -156,8 +156,8 @@ def _sample_size(s: Sizes, layers: list[str], config: Mapping[str, Any], image_s
             found.append((spec["window"] * (math.isqrt(saved[0]) if saved else 1)) << level)
     if not found:
         least = max(spec["window"] << level for level, _, spec in specs if spec is not None)
-        return image_size or least
-    return max(found)
+        return image_size or int(least)
+    return int(max(found))
 
 
 def vq_config(shapes: Shapes) -> dict[str, Any]:

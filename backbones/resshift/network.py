@@ -245,7 +245,7 @@ class WindowAttention(nn.Module):
 class _Block(nn.Sequential):
     """Modules in a row, of which residual blocks get the embedding of the timestep as well."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for module in self:
             x = module(x, emb) if isinstance(module, ResBlock) else module(x)
         return x
@@ -282,7 +282,8 @@ def mask(window: int, shift: int, height: int, width: int) -> Tensor:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v; the bias is (1, heads, tokens, tokens)."""
-    return F.scaled_dot_product_attention(*(t.flatten(0, 2) for t in (q, k, v)), attn_mask=bias).reshape(q.shape)
+    out = F.scaled_dot_product_attention(q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2), attn_mask=bias)
+    return out.reshape(q.shape)
 
 
 def _conv(before: int, after: int) -> nn.Conv2d:

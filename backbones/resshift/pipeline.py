@@ -21,6 +21,7 @@ from backbones import weights
 from backbones.pictures.resize import bicubic
 from backbones.sd21 import arguments
 from backbones.sd21 import folders as converted
+from backbones.sd21.convert import cast
 from backbones.sd21.pipeline import DoSSRPipeline, Generators
 from backbones.sd21.tiles import Tiles
 from backbones.sd21.tiles import tiles as tiles_of
@@ -128,7 +129,7 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise RefusedType("dtype", dtype, "a torch.dtype, or None, is needed")
         made = convert.parts_of_checkpoints([pretrained_model_link_or_path, autoencoder], original_config)
-        made = convert.cast(made, dtype)
+        made = cast(made, dtype)
         modules = {name: convert.filled(name, made.configs[name], made.tensors[name]) for name in made.tensors}
         pipe = cls(**modules, scheduler=DoSDEScheduler(**made.configs["scheduler"]), **made.configs["pipeline"])
         pipe._unused = made.unused

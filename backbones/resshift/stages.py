@@ -68,7 +68,8 @@ def encode(vqvae: Any, picture: Tensor, factor: int, tile: int | None, bar: Bar)
         latent: Tensor = vqvae.encode(picture.to(vqvae.dtype), return_dict=False)[0]
         return latent.float()
 
-    return staged("encode", run, vqvae, picture, tile, Fraction(1, factor), factor, bar) * vqvae.config.scaling_factor
+    latent = staged("encode", run, vqvae, picture, tile, Fraction(1, factor), factor, bar)
+    return latent * float(vqvae.config.scaling_factor)
 
 
 def decode(vqvae: Any, x0: Tensor, factor: int, tile: int | None, bar: Bar) -> Tensor:
@@ -88,7 +89,7 @@ def quantised(z: Tensor, codebook: Tensor) -> Tensor:
     vectors = z.movedim(1, -1).flatten(0, -2)
     nearest = [
         torch.cdist(some, codebook, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-        for some in vectors.split(max(1, _DISTANCES // len(codebook)))
+        for some in torch.split(vectors, max(1, _DISTANCES // len(codebook)))
     ]
     return codebook[torch.cat(nearest)].reshape(*z.shape[:1], *z.shape[2:], z.shape[1]).movedim(-1, 1).contiguous()
 
