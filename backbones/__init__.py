@@ -36,7 +36,7 @@ def module(name: str) -> ModuleType:
 
         return sd21
     if name == "resshift":
-        from .resshift import backbone as resshift
+        from .resshift import loading as resshift
 
         return resshift
     raise Refused("backbone", name, f"one of {', '.join(NAMES)}")
@@ -48,7 +48,7 @@ def load(name: str, **options: Any) -> Backbone:
     Args:
         name: one of `NAMES`.
         options: the keywords of `backbones.embedded.load`, or of the `load` of `backbones.sd21.backbone` or
-            `backbones.resshift.backbone`, which need `weights`.
+            `backbones.resshift.loading`, which need `weights`.
 
     Raises:
         Refused: for another name, an option that is wrong, and weights that cannot be loaded.

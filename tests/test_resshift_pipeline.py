@@ -261,6 +261,17 @@ def test_half_precision(pipe, recorded, resshift_folder):
     assert 0 < (a - b).abs().mean() < 0.03
 
 
+def test_a_callback_sees_each_step_and_may_end_the_solve(tiny):
+    seen = []
+
+    def each(pipe, step, timestep, tensors):
+        seen.append((step, timestep, tensors["latents"].shape))
+        pipe._interrupt = step == 1
+
+    tiny(torch.rand(1, 3, 8, 8), callback_on_step_end=each, generator=torch.manual_seed(0))
+    assert seen == [(0, 3.0, (1, 3, 8, 8)), (1, 2.0, (1, 3, 8, 8))]
+
+
 # -- Inpainting ---------------------------------------------------------------------------------------------------------------
 
 

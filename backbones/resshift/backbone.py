@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import dosde
 from backbones import backbone
-from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
+from backbones.backbone import DTYPES
 from backbones.pictures import io as images
-from backbones.sd21.backbone import amount, ordered, quiet
+from backbones.sd21.backbone import ordered, quiet
 from backbones.sd21.tiles import Tiles, check_tile
 from dosde import check
 from dosde.check import Refused
@@ -22,8 +22,6 @@ from .stages import Prepared, sizes
 
 if TYPE_CHECKING:
     from .pipeline import ResShiftPipeline
-
-ABOUT = "ResShift or SinSR: a Swin U-Net"
 
 
 @dataclass(frozen=True)
@@ -95,43 +93,18 @@ class ResShift(backbone.Loaded):
         return images.luma(picture) if conditioning.grey else picture
 
 
-@backbone.loads("resshift")
-def load(
-    weights: Annotated[str | Path, Option("a folder written by `dosde convert`", metavar="PATH")],
-    *,
-    tile: Annotated[int | str | None, TILE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    device: Annotated[str, DEVICE] = "auto",
-    max_memory: Annotated[
-        float | None,
-        Option("for auto tiles, such as 6G, beside the weights (default: 80% of what is free)", amount, metavar="SIZE"),
-    ] = None,
-    mask: Annotated[
-        str | Path | None,
-        Option("for a network that inpaints: a picture that is white where the image is unknown", metavar="FILE"),
-    ] = None,
-    residual_scale: Annotated[
-        float | None,
-        Option("for few_step: std of x0 - x_hat0 in the latents (default: 0.4, an estimate)", float, metavar="STD"),
-    ] = None,
-    progress: bool = True,
+def loaded(
+    weights: str | Path,
+    tile: int | str | None,
+    dtype: str,
+    device: str,
+    max_memory: float | None,
+    mask: str | Path | None,
+    residual_scale: float | None,
+    progress: bool,
 ) -> ResShift:
-    """The model in a folder, ready to run.
-
-    Args:
-        weights: a folder of `dosde convert`.
-        tile: "auto", a side in pixels of the output, or None for the picture whole.
-        dtype: "auto" is bfloat16 on a GPU, float32 on the CPU.
-        device: "auto" is a GPU where there is one.
-        max_memory: bytes that "auto" may use beside the weights.
-        mask: for a network that inpaints, a picture of the size of the inputs.
-        residual_scale: std of x0 given x_hat0 per element of the latents, for `presets.few_step`; None: that of the folder.
-        progress: whether bars are shown.
-
-    Raises:
-        ValueError: an argument, or a file, cannot be used.
-    """
-    from .pipeline import ResShiftPipeline  # which imports diffusers; the command reads the options without it
+    """What `load` returns, whose keywords these are."""
+    from .pipeline import ResShiftPipeline  # which imports diffusers
 
     quiet()
     if Path(weights).is_file():

@@ -22,7 +22,6 @@ from backbones.pictures.resize import bicubic
 from backbones.sd21 import arguments
 from backbones.sd21 import folders as converted
 from backbones.sd21.convert import cast
-from backbones.sd21.pipeline import DoSSRPipeline, Generators
 from backbones.sd21.tiles import Tiles
 from backbones.sd21.tiles import tiles as tiles_of
 from backbones.weights import Tensors
@@ -35,6 +34,7 @@ from . import convert, folders, stages
 from .network import SwinUNet
 from .stages import Prepared
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
 LICENCES = {
     None: "ResShift's weights are under the S-Lab License 1.0: not for commercial use",
     1: "SinSR's weights are under CC BY-NC-SA 4.0: not for commercial use",
@@ -250,8 +250,11 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             raise Refused("steps", steps, f"{distilled} is needed: these weights (SinSR's) were distilled to it")
         return steps
 
-    _bar = DoSSRPipeline._bar
-    _solve = DoSSRPipeline._solve
+    def _bar(self, total: int, name: str) -> Any:
+        """A progress bar, as `set_progress_bar_config` wants them."""
+        from tqdm import tqdm
+
+        return tqdm(total=total, **{"desc": name, "leave": False, **getattr(self, "_progress_bar_config", {})})
 
     # -- The whole --------------------------------------------------------------------------------------------------------
 
@@ -289,7 +292,8 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             output_type: "pil" (8 bits; grey and alpha as in the input), "np" (batch, height, width, 3), "pt" (batch, 3,
                 height, width), both in [0, 1], or "latent".
             return_dict: whether an ImagePipelineOutput is returned, or a tuple.
-            callback_on_step_end: as in `DoSSRPipeline`.
+            callback_on_step_end: called with (pipeline, step, timestep, {"latents": x}) after each step. Setting
+                pipeline._interrupt ends the solve with the best estimate so far. What it returns is not used.
             callback_on_step_end_tensor_inputs: ("latents",), the one tensor input.
             method: method of `dosde.solve`. Default: the scheduler's, the published sampler.
             grid: grid of `dosde.solve`. Default: the scheduler's.
@@ -343,10 +347,39 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
         images_out = arguments.output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
 
+    def _solve(
+        self, model: dosde.Denoiser, x_hat0: Tensor, steps: int, order: int | None, callback: Any, **solver: Any
+    ) -> Tensor:
+        """`dosde.solve`, with diffusers' callback, which gets the state after a step: `solve` shows it at the next."""
+        times: list[float] = []
+
+        def each(step: int, t: Tensor, x: Tensor, x_theta: Tensor) -> None:
+            bar.update()
+            if callback is not None and step:
+                callback(self, step - 1, self.scheduler.model_time(times[-1]), {"latents": x})
+            times.append(float(t))
+            if self._interrupt:
+                raise _Interrupted(x_theta)
+
+        with self._bar(steps, "solve") as bar:
+            try:
+                x0 = dosde.solve(model, x_hat0, steps, order, callback=each, **solver)
+            except _Interrupted as stopped:
+                return stopped.x_theta
+        if callback is not None:
+            callback(self, steps - 1, self.scheduler.model_time(times[-1]), {"latents": x0})
+        return x0
+
     @property
     def default_steps(self) -> int:
         """The steps that the network was trained with, or distilled to."""
         return int(self.config.distilled_steps or len(self.scheduler))
+
+
+class _Interrupted(Exception):
+    def __init__(self, x_theta: Tensor) -> None:
+        super().__init__()
+        self.x_theta = x_theta
 
 
 @functools.cache
