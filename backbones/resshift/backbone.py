@@ -116,8 +116,16 @@ def loaded(
     check_tile(pipe.multiple, tile)
     pipe.set_progress_bar_config(disable=not progress)
     pipe.to(place)
-    known = None if mask is None else (images.read(Path(mask)).colour.mean(1, keepdim=True) > 0.5).float()
-    if known is None:
-        pipe.check_mask(None, ())
+    known = None if mask is None else _mask(Path(mask))
+    pipe.check_mask(known, () if known is None else known.shape)
     residual = check.scale(pipe.scheduler.config.scale if residual_scale is None else residual_scale)
     return ResShift(pipe, float(residual), known, tile, max_memory)
+
+
+def _mask(path: Path) -> Tensor:
+    """The mask in a picture, (1, 1, height, width), 1 where it is white."""
+    try:
+        return (images.read(path).colour.mean(1, keepdim=True) > 0.5).float()
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise Refused("mask", path, "a picture is needed", f"{path} cannot be read ({said})") from None

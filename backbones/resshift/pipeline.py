@@ -203,11 +203,19 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             mask = mask if mask is None else torch.nn.functional.interpolate(mask, grown)
         multiple = self.multiple // self.scale
         lq = stages.reflected(2 * reference - 1, multiple)
-        x_hat0 = stages.encode(self.vqvae, stages.enlarged(lq, self.scale), self.factor, tiles.encode, self._bar)
+        x_hat0 = self._encoded(stages.enlarged(lq, self.scale), tiles.encode)
         if mask is not None:
             mask = mask.to(reference)
             lq = torch.cat([lq, stages.reflected(2 * mask - 1, multiple)], 1)
         return Prepared(lq, x_hat0, reference, mask)
+
+    def encode(self, picture: Tensor, *, tile: int | None = None) -> Tensor:
+        """The latent of a picture in [0, 1], not quantised: the target x0 of a large one, its sides padded to `multiple`."""
+        picture = picture.to(self._execution_device, torch.float32)
+        return self._encoded(stages.reflected(2 * picture - 1, self.multiple), tile)
+
+    def _encoded(self, picture: Tensor, tile: int | None) -> Tensor:
+        return stages.encode(self.vqvae, picture, self.factor, tile, self._bar)
 
     def denoiser(self, lq: Tensor, *, tile: int | None = None) -> dosde.Denoiser:
         """The U-Net as a model for `dosde.solve`.
