@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -394,3 +395,7 @@ class _Interrupted(Exception):
 def say_licence(distilled_steps: int | None) -> None:
     """Says the licence of the released weights, once."""
     logging.getLogger(__name__).warning(LICENCES.get(distilled_steps, LICENCES[None]))
+
+
+# What `DiffusionPipeline.from_pretrained` asks diffusers for, by the name in a folder's model_index.json.
+diffusers.ResShiftPipeline = ResShiftPipeline
