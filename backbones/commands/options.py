@@ -22,7 +22,7 @@ from dosde.plan import plan
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DEFAULTS = {"scale": 4.0, "steps": 5, "seed": 0}
+DEFAULTS = {"scale": 4.0, "steps": None, "seed": 0}
 METHODS: dict[str, tuple[method.Method, int | None]] = {
     "dos": (method.dos, 3),
     "adams": (method.adams, None),
@@ -47,7 +47,7 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the solver, and --backbone."""
     add = parser.add_argument
     add("--scale", type=float, default=DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
-    add("--steps", type=int, default=DEFAULTS["steps"], help="model calls a picture (default: 5)")
+    add("--steps", type=int, default=DEFAULTS["steps"], help="model calls a picture (default: 5; resshift: as in training)")
     add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=[*METHODS, FEW_STEP], help="solver (default: the backbone's)")
     add("--seed", type=int, default=DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
@@ -178,6 +178,8 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
     """
     how, (_, most) = arguments.method, METHODS.get(arguments.method, (None, None))
     scale, steps, order = arguments.scale, arguments.steps, arguments.order
+    name, options = _backbone(arguments)
+    steps = _usual_steps(name, options) if steps is None else steps
     limit = steps if most is None else min(most, steps)
     if order is None and how is not None:
         order = min(3, limit)
@@ -187,7 +189,15 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
     require(order is None or 1 <= order <= limit, "--order", order, f"1 to {limit} is needed with {chosen}")
     check_seed(arguments.seed)
     check_images(command)
-    return Solver(scale, steps, order, how, arguments.seed, *_backbone(arguments))
+    return Solver(scale, steps, order, how, arguments.seed, name, options)
+
+
+def _usual_steps(name: str, options: Mapping[str, Any]) -> int:
+    """The steps where the user gives none: those that ResShift's networks were trained with, and 5 of the others."""
+    from backbones.resshift import folders
+
+    known = folders.steps_of(Path(options["weights"])) if name == "resshift" else None
+    return known or 5
 
 
 def _memory(backbone: str) -> AbstractContextManager[None]:

@@ -24,6 +24,19 @@ def is_resshift(folder: Path) -> bool:
     return index_of(folder).get("_class_name") == "ResShiftPipeline"
 
 
+def steps_of(folder: Path) -> int | None:
+    """The number of steps that the network in a folder was distilled to, or of the table that it was trained on.
+
+    None where the folder does not say it.
+    """
+    try:
+        trained = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["num_train_timesteps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    steps = index_of(folder).get("distilled_steps") or trained
+    return steps if isinstance(steps, int) and steps > 0 else None
+
+
 def checked(name: str | Path, **hub: Any) -> Path:
     """The folder of a ResShiftPipeline; arguments as in `backbones.sd21.folders.checked`.
 
