@@ -4,15 +4,16 @@ An image backbone turns a low-resolution picture into a source, denoises towards
 result into a picture again. `dosde upscale` runs any of `NAMES`.
 """
 
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbone import Backbone, device, upscale
 
-__all__ = ["NAMES", "Backbone", "device", "load", "module", "upscale"]
+__all__ = ["NAMES", "Backbone", "device", "load", "module", "named_by", "upscale"]
 
-NAMES = ("embedded", "gaussian", "sd21")
+NAMES = ("embedded", "gaussian", "sd21", "resshift")
 
 
 def module(name: str) -> ModuleType:
@@ -33,6 +34,10 @@ def module(name: str) -> ModuleType:
         from .sd21 import loading as sd21
 
         return sd21
+    if name == "resshift":
+        from .resshift import loading as resshift
+
+        return resshift
     from dosde.check import Refused
 
     raise Refused("backbone", name, f"one of {', '.join(NAMES)}")
@@ -43,13 +48,27 @@ def load(name: str, **options: Any) -> "Backbone":
 
     Args:
         name: one of `NAMES`.
-        options: the keywords of `backbones.embedded.load`, or of `backbones.sd21.loading.load`, which needs `weights`.
+        options: the keywords of `backbones.embedded.load`, or of the `load` of `backbones.sd21.loading` or
+            `backbones.resshift.loading`, which need `weights`.
 
     Raises:
         Refused: for another name, an option that is wrong, and weights that cannot be loaded.
     """
     backbone: Backbone = module(name).load(**options)
     return backbone
+
+
+def named_by(weights: str | Path) -> str:
+    """The name of the backbone that a folder, or a released file, of weights is for: by what it holds."""
+    from dosde.check import Refused
+
+    from .resshift import folders, names
+
+    try:
+        resshift = folders.is_resshift(Path(weights)) or names.released(weights)
+    except Refused:  # by the backbone, then
+        resshift = False
+    return "resshift" if resshift else "sd21"
 
 
 if not TYPE_CHECKING:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DEFAULTS = {"scale": 4.0, "steps": 5, "seed": 0}
+DEFAULTS = {"scale": 4.0, "steps": None, "seed": 0}
 METHODS: dict[str, int | None] = {"dos": 3, "adams": None, "ode": None, "resshift": 1}
 """Methods of `dosde.method`, each with its highest order; None is any."""
 FEW_STEP = "few_step"  # presets.few_step: the method and the times follow from the backbone's residual scale
 NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
-NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
+WITH_DIFFUSERS = ("sd21", "resshift")
+NEEDS_SD21 = "the backbones sd21 and resshift need the extra 'sd21' (in the repository: pip install '.[sd21]')"
 
 
 class Unusable(Exception):
@@ -61,11 +62,16 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the solver, and --backbone."""
     add = parser.add_argument
     add("--scale", type=number, default=DEFAULTS["scale"], help="how many times as large, at least 1 (default: 4)")
-    add("--steps", type=whole_number, default=DEFAULTS["steps"], help="model calls a picture (default: 5)")
+    add(
+        "--steps",
+        type=whole_number,
+        default=DEFAULTS["steps"],
+        help="model calls a picture (default: 5; resshift: as in training)",
+    )
     add("--order", type=whole_number, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=[*METHODS, FEW_STEP], help="solver (default: the backbone's)")
     add("--seed", type=whole_number, default=DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
-    add("--backbone", metavar="NAME", help="the model: embedded, gaussian or sd21 (default: embedded, sd21 with --weights)")
+    add("--backbone", metavar="NAME", help="the model (default: embedded; with --weights, sd21 or resshift)")
 
 
 def add_backbones(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +239,8 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
     """
     how, most = arguments.method, METHODS.get(arguments.method)
     scale, steps, order = arguments.scale, arguments.steps, arguments.order
+    name, options = _backbone(arguments)
+    steps = _usual_steps(name, options) if steps is None else steps
     limit = steps if most is None else min(most, steps)
     if order is None and how is not None:
         order = min(3, limit)
@@ -242,12 +250,21 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
     require(order is None or 1 <= order <= limit, "--order", order, f"1 to {limit} is needed with {chosen}")
     check_seed(arguments.seed)
     check_images(command)
-    return Solver(scale, steps, order, how, arguments.seed, *_backbone(arguments))
+    return Solver(scale, steps, order, how, arguments.seed, name, options)
+
+
+def _usual_steps(name: str, options: Mapping[str, Any]) -> int:
+    """The steps where the user gives none: those that ResShift's networks were trained with, and 5 of the others."""
+    if name != "resshift":
+        return 5
+    from backbones.resshift import folders
+
+    return folders.steps_of(Path(options["weights"])) or 5
 
 
 def _memory(backbone: str) -> AbstractContextManager[None]:
-    """Memory that is used again rather than given back, for the backbone sd21: see `backbones.sd21.malloc`."""
-    if backbone != "sd21":
+    """Memory that is used again rather than given back, for the large backbones: see `backbones.sd21.malloc`."""
+    if backbone not in WITH_DIFFUSERS:
         return nullcontext()
     from backbones.sd21 import malloc
 
@@ -271,7 +288,7 @@ def check_images(command: str) -> None:
 def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     """The name of the backbone, and the keywords of its `load`: those that were given."""
     given = {name: value for name in declared() if (value := getattr(arguments, name)) is not None}
-    chosen = arguments.backbone or ("sd21" if "weights" in given else "embedded")
+    chosen = arguments.backbone or (backbones.named_by(arguments.weights) if "weights" in given else "embedded")
     known = chosen in backbones.NAMES or ":" in chosen
     require(known, "--backbone", None, f"one of {', '.join(backbones.NAMES)} is needed", repr(chosen))
     for name, value in given.items():
@@ -312,7 +329,7 @@ def loaded(solver: Solver, command: str, one: bool) -> "Backbone":
         try:
             backbone: Backbone = load(**solver.options, **own)
         except ImportError as error:
-            needs = NEEDS_SD21 if name == "sd21" else f"dosde {command} {NEEDS_IMAGES}"
+            needs = NEEDS_SD21 if name in WITH_DIFFUSERS else f"dosde {command} {NEEDS_IMAGES}"
             raise Unusable(f"{needs} ({error})") from None
         except ValueError as error:
             if isinstance(error, Refused):
