@@ -6,6 +6,7 @@ metadata           the metadata alone
 write              a file
 """
 
+import json
 import os
 import re
 import warnings
@@ -203,3 +204,18 @@ def weights_of(path: Path) -> Tensors:
     if part(tensors, "optimizer."):
         tensors = part(tensors, "ema.")
     return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+
+
+def training(path: Path | str) -> dict[str, Any] | None:
+    """The config of the training that wrote a file, a checkpoint or a result; None where no training did.
+
+    It needs the header of the file alone, and raises nothing.
+    """
+    try:
+        about = metadata(path)
+        if "dosde.embedded" in about:  # a result of the backbone embedded, which keeps it with what else it says
+            about = json.loads(about["dosde.embedded"])["about"]
+        config = json.loads(about["config"])
+        return config if config["task"] in ("embedded", "sd21") else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -102,12 +102,14 @@ def test_what_is_refused_leaves_the_run_before_as_it_was_and_overwrite_leaves_no
         train(tmp_path / "run", "overwrite", model={"network": "training_networks:Deaf"})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     own = tmp_path / "run" / "weights.safetensors"
-    with pytest.raises(ValueError, match=r"^model\.weights: .*weights\.safetensors; something outside of out, which"):
+    with pytest.raises(
+        ValueError, match=r"^model\.weights: .*weights\.safetensors is in .*; something that the run does not write is needed"
+    ):
         train(tmp_path / "run", "overwrite", model={"weights": str(own)})
     assert own.is_file()
     with pytest.raises(loop.Stopped):
         train(tmp_path / "run", "overwrite", model={"network": "training_networks:Failing"}, checkpoint={"every": 20})
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"log.jsonl", "tensorboard"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.jsonl", "log.jsonl", "tensorboard"}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,10 @@ def whole(tmp_path_factory):
         ({"accumulate": 3}, "accumulate: 3; a divisor of batch, 4, is needed"),
         ({"data": {"crop": 18}}, "data.crop: 18; a multiple of data.scale, 4, is needed"),
         ({"data": {"sources": []}}, "data.sources: []; at least one source is needed"),
-        ({"data": {"sources": [{"kind": "web"}]}}, "data.sources[0].kind: 'web'; one of folder, bundled, procedural is needed"),
+        (
+            {"data": {"sources": [{"kind": "web"}]}},
+            "data.sources[0].kind: 'web'; one of folder, pairs, bundled, procedural is needed",
+        ),
         ({"data": {"sources": [{"kind": "folder"}]}}, "data.sources[0].path: ''; the name of a folder is needed"),
         ({"data": {"sources": [{"weight": 1.0}]}}, "data.sources[0].kind: missing; one of folder"),
         ({"objective": {"predicts": "epsilon"}}, "objective.predicts: 'epsilon'; one of x0, eps, vp_eps, v"),
@@ -636,11 +641,13 @@ def picture(path, width=24, height=20):
 
 
 def test_a_broken_picture_is_left_out(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:300])
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture(folder / "a.png")
+    picture(folder / "b.png")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:300])
     with pytest.warns(UserWarning, match="b.png: cannot be read and is left out"):
-        train(tmp_path / "run", steps=4, data={"sources": [{"kind": "folder", "path": str(tmp_path)}]})
+        train(tmp_path / "run", steps=4, data={"sources": [{"kind": "folder", "path": str(folder)}]})
 
 
 def test_pictures_that_all_vanish_stop_a_run(tmp_path):

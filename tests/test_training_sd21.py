@@ -149,6 +149,24 @@ def test_only_the_controlnet_trains_and_its_loss_falls(weights, tmp_path):
     assert after.encode_prompt("").shape[1] == 77
 
 
+def test_the_pipeline_is_replaced_where_the_run_wrote_it_and_is_no_source_of_weights(weights, tmp_path):
+    out, how = tmp_path / "run", {"optimizer": {"lr": 1e-3}}
+    first = train(weights, out, steps=1, **how)
+    before = {path: path.read_bytes() for path in first.rglob("*.safetensors")}
+    for place in ("pipeline", "pipeline/../pipeline", "."):
+        with pytest.raises(ValueError, match=r"^sd21\.weights: "):
+            train(out / place, out, "resume", steps=2, **how)
+    (first / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"^out: .* holds pipeline/mine\.txt, which the run would write"):
+        train(weights, out, "overwrite", steps=1, **how)
+    assert {path: path.read_bytes() for path in before} == before
+    (first / "mine.txt").unlink()
+    train(weights, out, "resume", steps=2, **how)
+    assert {path: path.read_bytes() == content for path, content in before.items()} == {
+        path: path.parent.name != "controlnet" for path in before
+    }
+
+
 def test_cached_latents_are_those_that_are_made(weights, tmp_path):
     """The first epoch has the losses that it has without; then a cache of other data is refused."""
     cache = {"cache": str(tmp_path / "cache"), "cache_samples": 4}

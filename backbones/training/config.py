@@ -10,9 +10,10 @@ Every error is one line: the key, its value, and what is legal. Paths are relati
 import dataclasses
 import json
 import math
+import os
 import tomllib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -46,6 +47,13 @@ def _within(default: Any, low: float, high: float) -> Any:
     return _key(default, f"a number from {low:g} to {high:g}", lambda v: low <= v <= high)
 
 
+def _path(
+    default: Any = "", legal: str = "the name of a file or a folder", check: Callable[[str], Any] = lambda v: True
+) -> Any:
+    """A name of a file or a folder, in which ~ and ~user stand for a home."""
+    return field(default=default, metadata={"legal": legal, "check": lambda v: "\0" not in v and check(v), "path": True})
+
+
 def _choice(default: Any, *names: str) -> Any:
     return _key(default, "one of " + ", ".join(names), lambda v: v in names)
 
@@ -54,9 +62,13 @@ def _choice(default: Any, *names: str) -> Any:
 class SourceOfPictures:
     """[[data.sources]]: one source of pictures."""
 
-    kind: str = _choice(dataclasses.MISSING, "folder", "bundled", "procedural")
-    path: str = ""
+    kind: str = _choice(dataclasses.MISSING, "folder", "pairs", "bundled", "procedural")
+    path: str = _path()
     """The folder, for kind = folder."""
+    hr: str = _path()
+    """The folder of high-resolution pictures, for kind = pairs."""
+    lr: str = _path()
+    """The folder of the same pictures in low resolution, for kind = pairs."""
     names: tuple[str, ...] = ()
     """Some pictures, for kind = bundled; default: all."""
     weight: float = _above(1.0)
@@ -125,7 +137,7 @@ class Model:
     """What makes the network, forward(x, x_hat0, t)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its arguments."""
-    weights: str = ""
+    weights: str = _path()
     """A file to start from: .safetensors that this command wrote, or any with the network's tensors."""
     save: str = _key("", '"package.module:name"', lambda v: not v or v.count(":") == 1)
     """What writes the weights at the end, called as (network, folder); default: weights.safetensors."""
@@ -135,10 +147,10 @@ class Model:
 class SD21:
     """[sd21], for the task sd21: DoSSR's fine-tuning, of the ControlNet alone."""
 
-    weights: str = ""
+    weights: str = _path()
     """The folder to start from, of `dosde convert`."""
     prompt: str = ""
-    cache: str = ""
+    cache: str = _path()
     """A folder for latents and the embedded prompt; default: none, they are made at every step."""
     cache_samples: int = _count(1000)
     """How many samples are cached, and trained on."""
@@ -185,8 +197,10 @@ class Validation:
 
     every: int = _count(0, 0)
     """0: never."""
-    pictures: str = _key("held_out", "held_out, procedural, or the name of a folder", bool)
+    pictures: str = _path("held_out", "held_out, procedural, or the name of a folder", bool)
     """held_out (chelsea, coffee, china), procedural, or a folder."""
+    lr: str = _path()
+    """The folder of the same pictures in low resolution, where validation.pictures is a folder; default: they are degraded."""
     count: int = _count(3)
     crop: int = _count(128)
     """Side of the square in their middle."""
@@ -203,7 +217,7 @@ class Config:
     """The whole file."""
 
     task: str = _choice(dataclasses.MISSING, "embedded", "sd21")
-    out: str = _key(dataclasses.MISSING, "the name of a folder", lambda v: v and "\0" not in v)
+    out: str = _path(dataclasses.MISSING, "the name of a folder", bool)
     steps: int = _count(dataclasses.MISSING)
     """Steps of the optimizer."""
     batch: int = _count(8)
@@ -277,6 +291,15 @@ def parse(content: Mapping[str, Any]) -> Config:
     return config
 
 
+def filled(content: Mapping[str, Any]) -> Config:
+    """The config in a checkpoint: of `Config.plain`, perhaps of a version that had fewer keys, which get their defaults.
+
+    Raises:
+        Refused: it has other keys, or values that are not legal any more.
+    """
+    return typing.cast(Config, _made(Config, content, ""))
+
+
 def _check(config: Config) -> None:
     """Refused where keys do not suit each other."""
     data, wanted = config.data, config.objective
@@ -325,12 +348,22 @@ def _made(kind: type, content: object, place: str) -> object:
     for name, one in fields.items():
         if name in content:
             value = _typed(hints[name], content[name], prefix + name)
+            value = _at_home(value, prefix + name) if one.metadata.get("path") else value
             if one.metadata and not one.metadata["check"](value):
                 raise Refused(prefix + name, content[name], f"{one.metadata['legal']} is needed")
             values[name] = value
         elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise Refused(prefix + name, None, f"{one.metadata['legal']} is needed", "missing")
     return kind(**values)
+
+
+def _at_home(name: str, place: str) -> str:
+    """A name in which ~ and ~user are the homes that they stand for."""
+    found = os.path.expanduser(name)
+    if found.startswith("~"):
+        user = found.split(os.sep)[0]
+        raise Refused(place, name, f"there is no home of {user}; a name that begins with ./~ is of a file called so")
+    return found
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table", tuple: "a list"}
@@ -354,6 +387,23 @@ def _typed(hint: Any, value: Any, place: str) -> Any:
         except TypeError:
             raise Refused(place, value, "numbers, texts, true, false, lists and tables of them are needed") from None
     return float(value) if origin is float else value
+
+
+def inputs(config: Config) -> Iterator[tuple[str, str]]:
+    """What the run reads, (key, name of a file or a folder) each."""
+    for i, source in enumerate(config.data.sources):
+        for key in ("path", "hr", "lr"):
+            if getattr(source, key):
+                yield f"data.sources[{i}].{key}", getattr(source, key)
+    pictures = config.validation.pictures
+    named = (
+        ("model.weights", config.model.weights),
+        ("sd21.weights", config.sd21.weights),
+        ("sd21.cache", config.sd21.cache),
+        ("validation.pictures", "" if pictures in ("held_out", "procedural") else pictures),
+        ("validation.lr", config.validation.lr),
+    )
+    yield from ((key, name) for key, name in named if name)
 
 
 def within(place: str, error: ValueError) -> ValueError:

@@ -10,7 +10,7 @@ Everything random in step k is a function of (seed, k, number of the sample): se
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from dosde.check import Refused
 from .config import Config, Optimizer, made_samples, within
 from .log import Logs
 from .pixels import Embedded
-from .run import earlier, prepare
+from .record import PIPELINE, Record
+from .run import earlier, prepare, result_of
 from .state import Average, check_shapes, in_precision, reshard, restore, save, state_of, weights_of_model
 from .stream import Share, Stream, placed, seed_of
 from .task import Network, Task
@@ -96,13 +97,12 @@ def train(
         first = before.step
         restore(model, optimizer.optimizer, average, before.tensors, job.trainable)
         before = None  # which holds as much memory as the run
-    if main:
-        prepare(out, start)
+    record = prepare(out, start) if main else None
     accelerator.wait_for_everyone()
     share = Share(len(loaded), config.seed, config.batch, config.accumulate, rank, world, first, config.steps)
     pinned = device.type == "cuda"
     batches = iter(DataLoader(stream, batch_sampler=share, num_workers=config.data.workers, pin_memory=pinned))
-    logs = Logs(out, first, progress, config.steps) if main else None
+    logs = Logs(record, first, progress, config.steps) if record is not None else None
 
     # The loop.
     saved = done = first
@@ -143,8 +143,8 @@ def train(
                 del rows
             if last or done % config.checkpoint.every == 0:
                 state = state_of(model, optimizer.optimizer, average)
-                if main:
-                    save(out, done, state, plain, config.checkpoint.keep)
+                if record is not None:
+                    save(record, done, state, plain, config.checkpoint.keep)
                 saved = done
                 del state
                 accelerator.wait_for_everyone()
@@ -161,12 +161,34 @@ def train(
         tensors = weights_of_model(model)
     metadata = {"format": "pt", "step": str(config.steps), "config": json.dumps(plain)}
     try:
-        result = job.save(tensors, out, metadata) if main else out
+        result = out if record is None else saved_result(job, tensors, record, metadata, result_of(config))
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Stopped(f"the result cannot be written ({reason}); the checkpoint of step {saved} stays") from error
     accelerator.wait_for_everyone()
     return result
+
+
+def saved_result(
+    job: Task, tensors: Mapping[str, Tensor], record: Record, metadata: Mapping[str, str], name: str | None
+) -> Path:
+    """Writes the result in the place of an earlier one, and returns its place.
+
+    Args:
+        job: the task.
+        tensors: the averaged weights.
+        record: what the run writes, and where.
+        metadata: what the file says beside its tensors.
+        name: the name of the result in the folder, if it is known.
+    """
+    if name == PIPELINE:
+        record.remove(record.within(PIPELINE))
+    elif name is not None:
+        record.add(name)
+    place = job.save(tensors, record.out, metadata)
+    if name == PIPELINE:
+        record.add_folder(PIPELINE)
+    return place
 
 
 def made_optimizer(network: nn.Module, wanted: Optimizer) -> torch.optim.Optimizer:

@@ -175,11 +175,10 @@ class SD21:
         return pipe.finish(x0, made.reference)
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
-        """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it."""
+        """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it, where nothing is yet."""
         controlnet = parts.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
         before, path = self.pipe.folder, folder / "pipeline"
         assert before is not None
-        shutil.rmtree(path, ignore_errors=True)
         with whole.folder(path) as place:
             shutil.copytree(
                 before, place, dirs_exist_ok=True, ignore=lambda at, _: ["controlnet"] if Path(at) == before else []
