@@ -106,7 +106,7 @@ def within(path: Path, folder: Path) -> bool:
 
 def _links(folder: Path) -> Iterator[Path]:
     """The links in a folder and the folders in it."""
-    for place, folders, files in os.walk(folder):
+    for place, _, _ in os.walk(folder):
         with contextlib.suppress(OSError), os.scandir(place) as entries:
             yield from (Path(entry.path) for entry in entries if entry.is_symlink())
 
