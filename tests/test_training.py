@@ -374,7 +374,7 @@ def two_processes(path, *arguments, **variables):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": str(port), **variables}
-    training_processes.two(["train", "--config", str(path), *arguments], path.parent, **common)
+    return training_processes.two(["train", "--config", str(path), *arguments], path.parent, **common)
 
 
 def assert_same_run(one, two):

@@ -1,6 +1,7 @@
 """Networks for the tests of training, small enough to be trained in them."""
 
 import os
+import signal
 import time
 
 import torch
@@ -31,6 +32,22 @@ class Failing(Network):
     def forward(self, x, x_hat0, t):
         self.calls += self.training
         return super().forward(x, x_hat0, t) * (float("nan") if self.calls > 5 else 1)
+
+
+class Signalled(Network):
+    """Sends signals to its process: TRAINING_SIGNALS = "SIGINT SIGINT" of TRAINING_RANK, at its fourth training step, or,
+    where TRAINING_WHEN is "validation", at its first pass of a validation (one before tries it out)."""
+
+    steps = passes = 0
+
+    def forward(self, x, x_hat0, t):
+        self.steps += self.training
+        self.passes += not self.training and x.shape[-1] == 32
+        now = self.passes == 2 if os.environ.get("TRAINING_WHEN") == "validation" else self.training and self.steps == 4
+        if now and os.environ.get("TRAINING_RANK", "0") == os.environ.get("RANK", "0"):
+            for name in os.environ.get("TRAINING_SIGNALS", "").split():
+                os.kill(os.getpid(), signal.Signals[name])
+        return super().forward(x, x_hat0, t)
 
 
 class Unused(Network):

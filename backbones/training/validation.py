@@ -1,6 +1,6 @@
 """Validation: pictures that are upscaled by the averaged weights in some numbers of steps, and measured."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,7 +111,14 @@ class Validator:
     seed: int
     border: int
 
-    def rows(self, job: Task, network: Network, model: nn.Module, device: torch.device) -> list[Row]:
+    def rows(
+        self,
+        job: Task,
+        network: Network,
+        model: nn.Module,
+        device: torch.device,
+        stopped: Callable[[], object] = lambda: False,
+    ) -> list[Row] | None:
         """All pictures by all numbers of steps.
 
         Args:
@@ -119,12 +126,15 @@ class Validator:
             network: the network as the task calls it.
             model: the module below it, which is in evaluation mode meanwhile.
             device: the device of the network.
+            stopped: asked before each picture; if it says so, there are no rows.
         """
         rows = []
         model.eval()
         try:
             for name, (hr, lr) in self.pictures.items():
                 for steps in self.steps:
+                    if stopped():
+                        return None
                     noise = torch.Generator().manual_seed(self.seed)
                     order = min(self.order, steps)
                     with torch.no_grad():
