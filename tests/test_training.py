@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -603,6 +604,19 @@ def test_a_result_that_cannot_be_written(tmp_path, capsys):
 # -- What goes wrong ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("model", [{}, {"save": "training_networks:save"}, None], ids=["own", "save", "embedded"])
+def test_a_task_and_its_config_pickle(tmp_path, model):
+    content = {"model": MEMBERS} if model is None else {"model": model}
+    made = config.parse(tiny(tmp_path, **content))
+    assert pickle.loads(pickle.dumps(made)) == made
+    job = pixels.Embedded(made)
+    again = pickle.loads(pickle.dumps(job))
+    batch = {"hr": torch.rand(2, 3, 16, 16), "lr": torch.rand(2, 3, 4, 4), "part": torch.rand(2).double()}
+    batch["noise0"] = torch.randn(2, 3, 16, 16)
+    found = [one.losses(one.trainable.eval(), batch).tolist() for one in (job, again)]
+    assert found[0] == found[1]
+
+
 def test_nan_stops_and_the_last_checkpoint_stays(tmp_path, capsys):
     changes = {"model": {"network": "training_networks:Failing"}, "checkpoint": {"every": 2}}
     path = written(tmp_path / "config.toml", tiny(tmp_path / "run", **changes))
@@ -689,7 +703,7 @@ def test_folders_that_do_not_serve(tmp_path, capsys, files, said):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"network": "no_such:Network"}, "model.network: 'no_such:Network'; 'package.module:name' of something importable"),
+        ({"network": "no_such:Network"}, "model.network: 'no_such:Network'; there is no module no_such"),
         ({"options": {"depth": 3}}, "model.options: {'depth': 3}; "),
         ({"options": {"width": -3}}, "model.options: {'width': -3}; "),
         ({"weights": "none.safetensors"}, "model.weights: checkpoint: none.safetensors; no such file"),

@@ -1,12 +1,18 @@
 """Fine-tuning of the ControlNet, on the shrunken model of the released code."""
 
+import contextlib
 import gzip
 import json
+import os
+import shutil
+import sys
 
 import golden_sd21
+import numpy as np
+import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_training import SHARDED, last, losses, same, two_processes, written
 
 pytest.importorskip("diffusers")
@@ -180,8 +186,62 @@ def test_cached_latents_are_those_that_are_made(weights, tmp_path):
     train(weights, tmp_path / "c", steps=1, sd21=cache)
     assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert losses(tmp_path / "c") == {1: b[1]}
-    with pytest.raises(ValueError, match=r"^sd21.cache: .* holds latents of other data or weights"):
+    with pytest.raises(ValueError, match=r"^sd21.cache: .* holds latents of other data or weights \(data\)"):
         train(weights, tmp_path / "d", steps=1, sd21=cache, data={"degradation": "real-esrgan"})
+
+
+def test_a_cache_is_known_by_content(weights, tmp_path):
+    """Weights in another folder are the same; other ones in the same folder are not; nor are other pictures."""
+    shutil.copytree(weights, tmp_path / "folder")
+    for seed in range(2):
+        save_picture(tmp_path / "photos" / f"{seed}.png", seed)
+        save_picture(tmp_path / "hr" / f"{seed}.png", seed)
+        save_picture(tmp_path / "lr" / f"{seed}.png", seed, 24)
+
+    def cached(folder=tmp_path / "folder", photos="photos", **changes):
+        sources = [{"kind": "folder", "path": str(tmp_path / photos)}, {"kind": "pairs"} | pairs]
+        own = {"cache": str(tmp_path / "cache"), "cache_samples": 1}
+        changes = {"sd21": own, "data": {"sources": sources}, **changes}
+        job = job_of(folder, **changes)
+        job.samples(config.made_samples(config.parse(content(folder, "runs/none", **changes)).data, 0), 0, 1)
+
+    pairs = {"hr": str(tmp_path / "hr"), "lr": str(tmp_path / "lr")}
+    cached()
+    cached(weights)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    cached(photos="moved")
+    other = r"^sd21\.cache: .* holds latents of other data or weights \({}\); another folder is needed"
+    for path in ("moved/1.png", "lr/0.png"):
+        before, stat = (tmp_path / path).read_bytes(), (tmp_path / path).stat()
+        save_picture(tmp_path / path, 7, 96 if "moved" in path else 24)
+        os.utime(tmp_path / path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with pytest.raises(ValueError, match=other.format("pictures")):
+            cached(photos="moved")
+        (tmp_path / path).write_bytes(before)
+    for component, key in (("vae", "encoder.conv_in.bias"), ("hint_encoder", None)):
+        file = next((tmp_path / "folder" / component).glob("*.safetensors"))
+        before = load_file(file)
+        key = key or next(iter(before))
+        save_file({**before, key: before[key] + 1}, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=other.format("weights")):
+            cached(photos="moved")
+        save_file(before, file, {"format": "pt"})
+
+
+def save_picture(path, seed, side=96):
+    path.parent.mkdir(exist_ok=True)
+    PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(path)
+
+
+def test_a_cache_knows_the_function_that_makes_pictures_worse(weights, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"sd21": {"cache": str(tmp_path / "cache"), "cache_samples": 1}, "data": {"degradation": "own_worse:half"}}
+    for step, code in enumerate(("hr[:, ::4, ::4]", "hr[:, ::4, ::4] / 2")):
+        (tmp_path / "own_worse.py").write_text(f"def half(hr, generator):\n    return {code}\n")
+        sys.modules.pop("own_worse", None)
+        job, data = job_of(weights, **changes), config.parse(content(weights, "runs/none", **changes)).data
+        with pytest.raises(ValueError, match=r"weights \(degradation\)") if step else contextlib.nullcontext():
+            job.samples(config.made_samples(data, 0), 0, 1)
 
 
 def test_no_process_makes_latents_before_the_folder_is_known_to_have_none(weights, tmp_path, monkeypatch):
@@ -207,6 +267,14 @@ def test_an_embedded_prompt_is_kept(weights, tmp_path, monkeypatch):
     made = [job_of(weights, sd21={"prompt": "a cat", "cache": str(tmp_path)}).context for _ in range(2)]
     assert asked == ["a cat"]
     assert torch.equal(*made)
+    shutil.copytree(weights, tmp_path / "folder")  # the same tower, and then another one
+    file = next((tmp_path / "folder" / "text_encoder").glob("*.safetensors"))
+    for add in (0, 1):
+        before = load_file(file)
+        key = next(name for name in before if name.endswith("final_layer_norm.bias"))
+        save_file({**before, key: before[key] + add}, file, {"format": "pt"})
+        job_of(tmp_path / "folder", sd21={"prompt": "a cat", "cache": str(tmp_path)})
+        assert asked == ["a cat"] * (1 + add)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(weights):

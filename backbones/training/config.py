@@ -22,13 +22,16 @@ import torch
 from torch import Tensor
 
 import dosde
+from backbones import named
 from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
 from backbones.pictures.degradation import Degradation as DegradationParameters
 from dosde import objective, presets, schedule, shift
 from dosde.check import Refused
 from dosde.prediction import TRAINED, Predicts
 
-from .data import Bundled, Folder, Mixed, Procedural, Samples, Source
+from .data import Bundled, Folder, Mixed, Own, Pairs, Procedural, Samples, Source
+
+_DEGRADATIONS = {"bicubic": BICUBIC, "real-esrgan": REAL_ESRGAN}
 
 
 def _key(default: Any, legal: str, check: Callable[[Any], bool]) -> Any:
@@ -84,7 +87,10 @@ class Data:
     crop: int = _count(64)
     """Side of the high-resolution crops."""
     scale: int = _count(4)
-    degradation: str = _choice("bicubic", "bicubic", "real-esrgan")
+    degradation: str = _key(
+        "bicubic", 'bicubic, real-esrgan or "package.module:name"', lambda v: v in _DEGRADATIONS or named.is_name(v)
+    )
+    """How lr is made of hr, where the source has no lr."""
     shrink: float = _key(1.0, "a number of at least 1", lambda v: 1 <= v < math.inf)
     """Pictures of folder and bundled are first made smaller by a random factor of at most this."""
     length: int = _key(1000, "a whole number from 1 to 10^8", lambda v: 1 <= v <= 10**8)
@@ -133,13 +139,13 @@ class Objective:
 class Model:
     """[model], for the task embedded."""
 
-    network: str = _key("backbones.embedded:Network", '"package.module:name"', lambda v: v.count(":") == 1)
+    network: str = _key("backbones.embedded:Network", named.LEGAL, named.is_name)
     """What makes the network, forward(x, x_hat0, t)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its arguments."""
     weights: str = _path()
     """A file to start from: .safetensors that this command wrote, or any with the network's tensors."""
-    save: str = _key("", '"package.module:name"', lambda v: not v or v.count(":") == 1)
+    save: str = _key("", named.LEGAL, lambda v: not v or named.is_name(v))
     """What writes the weights at the end, called as (network, folder); default: weights.safetensors."""
 
 
@@ -308,9 +314,11 @@ def _check(config: Config) -> None:
     if not data.sources:
         raise Refused("data.sources", [], "at least one source is needed")
     for i, source in enumerate(data.sources):
-        if (source.kind == "folder") != bool(source.path):
-            legal = "the name of a folder" if source.kind == "folder" else "nothing, which only kind = 'folder' has,"
-            raise Refused(f"data.sources[{i}].path", source.path, f"{legal} is needed")
+        for kind, key in (("folder", "path"), ("pairs", "hr"), ("pairs", "lr")):
+            value = getattr(source, key)
+            if (source.kind == kind) != bool(value):
+                legal = "the name of a folder" if source.kind == kind else f"nothing, which only kind = {kind!r} has,"
+                raise Refused(f"data.sources[{i}].{key}", value, f"{legal} is needed")
         if source.names and source.kind != "bundled":
             raise Refused(f"data.sources[{i}].names", list(source.names), "nothing, which only kind = 'bundled' has, is needed")
     if config.batch % config.accumulate:
@@ -321,6 +329,9 @@ def _check(config: Config) -> None:
         raise Refused("objective.t_max", wanted.t_max, f"a number above t_min, {wanted.t_min}, is needed")
     if wanted.weight == "bound" and wanted.times != "table":
         raise Refused("objective.weight", "bound", f"needs times = 'table', and it is {wanted.times!r}")
+    if config.validation.lr and config.validation.pictures in ("held_out", "procedural"):
+        needed = "nothing, or a folder as validation.pictures, is needed"
+        raise Refused("validation.lr", config.validation.lr, needed)
     if config.validation.crop % data.scale:
         raise Refused("validation.crop", config.validation.crop, f"a multiple of data.scale, {data.scale}, is needed")
     if config.task == "embedded":
@@ -433,9 +444,22 @@ def made_process(config: Process) -> dosde.Process:
     return dosde.Process(schedules[config.schedule](), shifts[config.shift]())
 
 
-def made_degradation(config: Data) -> DegradationParameters:
-    """The degradation of a table [data], to 1/scale."""
-    return dataclasses.replace({"bicubic": BICUBIC, "real-esrgan": REAL_ESRGAN}[config.degradation], scale=config.scale)
+def made_degradation(config: Data) -> DegradationParameters | Own:
+    """The degradation of a table [data], to 1/scale.
+
+    Raises:
+        Refused: its name names neither a function nor parameters of a degradation.
+    """
+    if config.degradation in _DEGRADATIONS:
+        return dataclasses.replace(_DEGRADATIONS[config.degradation], scale=config.scale)
+    own = Own(config.degradation, config.scale)
+    found = own.found
+    if isinstance(found, DegradationParameters):
+        return dataclasses.replace(found, scale=config.scale)
+    if not callable(found) or isinstance(found, type):
+        needed = "a function (hr, generator) -> lr, or a backbones.pictures.degradation.Degradation, is needed"
+        raise Refused("data.degradation", config.degradation, needed)
+    return own
 
 
 def made_samples(config: Data, seed: int) -> Samples:
@@ -450,6 +474,8 @@ def made_samples(config: Data, seed: int) -> Samples:
             source: Source
             if one.kind == "folder":
                 source = Folder(one.path, config.crop, one.small, config.shrink)
+            elif one.kind == "pairs":
+                source = Pairs(one.hr, one.lr, config.crop, config.scale, one.small)
             elif one.kind == "bundled":
                 source = Bundled(config.crop, shrink=config.shrink, names=one.names)
             else:

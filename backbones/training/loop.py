@@ -257,7 +257,8 @@ def _try_out(job: Task, network: Network, model: nn.Module, stream: Stream, vali
     try:
         sample = default_collate([stream[0, 0, 0]])
     except ValueError as error:
-        raise within("data.sources", error) from None
+        known = isinstance(error, Refused) and error.argument.startswith("data.")
+        raise (error if known else within("data.sources", error)) from None
     batch: dict[str, Tensor] = placed(sample, device)
     model.eval()
     tried = "model, objective: the loss of a sample"

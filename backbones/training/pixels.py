@@ -1,10 +1,7 @@
 """The task `embedded`: a pixel network (x, x_hat0, t) -> what `predicts` names; x_hat0 is LR, brought to the size of HR."""
 
 import functools
-import importlib
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import dosde
-from backbones import embedded
+from backbones import embedded, named
 from backbones.embedded import source
 from backbones.weights import check, weights_of, write
 from dosde import presets
@@ -53,8 +50,8 @@ class Embedded:
         self.loss = Loss(self.process, config.objective, Times(self.process, config.objective))
         self.scale, self.batch, self.accumulate = config.data.scale, config.batch, config.accumulate
         self.noise_shapes: tuple[tuple[int, ...], ...] = ((3, config.data.crop, config.data.crop),)
-        make = network or own or _named("model.network", config.model.network)
-        self._save = _named("model.save", config.model.save) if save is None and config.model.save else save
+        make = network or own or _called("model.network", config.model.network)
+        self._save = _called("model.save", config.model.save) if save is None and config.model.save else save
         self._make, self._model, self._seed = make, config.model, config.seed
         self.trainable = self._made()
         if not isinstance(self.trainable, nn.Module) or not any(p.requires_grad for p in self.trainable.parameters()):
@@ -151,23 +148,16 @@ def _network(process: embedded.ProcessConfig, **options: Any) -> nn.Module:
     return embedded.Network(embedded.Config(**options, process=process))
 
 
-def _named(key: str, name: str) -> Callable[..., Any]:
-    """The function or class that "package.module:name" names.
-
-    Args:
-        key: the key of the config, for errors.
-        name: its value.
+def _called(key: str, name: str) -> Callable[..., Any]:
+    """The function or class that a key of the config names; by its name, so that a task can be pickled.
 
     Raises:
         Refused: there is no such thing.
     """
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:  # as for python -m
-        sys.path.append(os.getcwd())
-    try:
-        found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except Exception as error:  # whatever the module does
-        raise Refused(key, name, f"'package.module:name' of something importable is needed ({error})") from None
-    if not callable(found):
+    if not callable(named.found(key, name)):
         raise Refused(key, name, "a function or a class is needed")
-    return cast(Callable[..., Any], found)
+    return functools.partial(_call, key, name)
+
+
+def _call(key: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    return named.found(key, name)(*args, **kwargs)
