@@ -33,7 +33,7 @@ def found(argument: str, name: str) -> Any:
     Raises:
         Refused: in one line that names the module, where it cannot be imported, whatever it does, or has no such name.
     """
-    if not is_name(name):
+    if not is_name(name) or ".py:" in name:
         hint = ", without .py" if ".py" in name else ""
         raise Refused(argument, name, f"{LEGAL} of something importable is needed{hint}")
     module, _, attribute = name.partition(":")

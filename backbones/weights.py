@@ -201,9 +201,12 @@ def weights_of(path: Path) -> Tensors:
     if not path.is_file():
         raise Refused("checkpoint", path, "no such file")
     tensors, _ = read_safetensors(path)
-    if part(tensors, "optimizer."):
-        tensors = part(tensors, "ema.")
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    return {name: tensor.to(torch.float32) for name, tensor in averaged(tensors).items()}
+
+
+def averaged(tensors: Tensors) -> Tensors:
+    """The averaged weights in the tensors of a checkpoint of a training; other tensors as they are."""
+    return part(tensors, "ema.") if part(tensors, "optimizer.") else tensors
 
 
 def training(path: Path | str) -> dict[str, Any] | None:

@@ -35,6 +35,9 @@ NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[imag
 NEEDS_SD21 = "the backbone sd21 needs the extra 'sd21' (in the repository: pip install '.[sd21]')"
 
 
+_BACKBONE = "embedded, gaussian, sd21, or package.module:name (default: embedded; with --weights what they are of, or sd21)"
+
+
 class Unusable(Exception):
     """What stops a command before it has done anything, in one line, and is no argument's fault."""
 
@@ -50,7 +53,7 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
     add("--order", type=int, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=[*METHODS, FEW_STEP], help="solver (default: the backbone's)")
     add("--seed", type=int, default=DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
-    add("--backbone", metavar="NAME", help="the model: embedded, gaussian or sd21 (default: embedded, sd21 with --weights)")
+    add("--backbone", metavar="NAME", help=_BACKBONE)
 
 
 def add_backbones(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +218,9 @@ def check_images(command: str) -> None:
 def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     """The name of the backbone, and the keywords of its `load`: those that were given."""
     given = {name: value for name in declared() if (value := getattr(arguments, name)) is not None}
-    chosen = arguments.backbone or ("sd21" if "weights" in given else "embedded")
+    chosen = _chosen(arguments.backbone, given.get("weights"))
+    if ":" in chosen:
+        return chosen, given
     for name, value in given.items():
         having = declared()[name]
         if chosen not in having:
@@ -228,6 +233,25 @@ def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
             one = having[chosen]
             raise Refused(flag(name), None, f"the backbone {chosen} needs {one.option.help}", "none")
     return chosen, given
+
+
+def _chosen(asked: str | None, weights: Any) -> str:
+    """The name of the backbone: as asked, or as the weights say, or the usual one."""
+    if weights is None:
+        return asked or "embedded"
+    from backbones.training import backbone
+
+    with flags():
+        return backbone.chosen(Path(weights), asked) or "sd21"
+
+
+def _loader(name: str) -> Any:
+    """The `load` of a backbone, one of ours or "package.module:name"."""
+    if ":" not in name:
+        return backbones.module(name).load
+    from backbones.training import backbone
+
+    return backbone.loader(name)
 
 
 def loaded(solver: Solver, command: str, one: bool) -> Backbone:
@@ -244,7 +268,7 @@ def loaded(solver: Solver, command: str, one: bool) -> Backbone:
     """
     name, scale = solver.name, solver.scale
     with flags():
-        load = backbones.module(name).load
+        load = _loader(name)
         own = {"progress": one} if "progress" in inspect.signature(load).parameters else {}
         try:
             backbone: Backbone = load(**solver.options, **own)

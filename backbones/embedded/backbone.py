@@ -21,12 +21,12 @@ from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import tiled
-from backbones.weights import aligned, metadata, read, write
+from backbones.weights import aligned, averaged, metadata, read, training, write
 from dosde.check import Refused
 from dosde.solve import Model
 from dosde.step import Method
 
-from .network import Config, Network, blank
+from .network import Config, Network, ProcessConfig, blank
 
 ABOUT = "a small network"
 _KEY, _FORMAT = "dosde.embedded", 2
@@ -188,7 +188,7 @@ def load(
         Refused: in one line that names the argument, or the file and the tensor in it.
     """
     path = Path(weights)
-    tensors = read(path)
+    tensors = averaged(read(path))
     config, about = _described(path)
     if dtype != "auto" and dtype not in DTYPES:
         raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
@@ -222,9 +222,42 @@ def load(
     return Embedded(network, about, tile)
 
 
+NETWORK = "backbones.embedded:Network"  # as configs of `dosde train` name it
+
+
+def configured(options: Mapping[str, Any], process: Mapping[str, Any]) -> Config:
+    """The configuration of a network that `dosde train` trains.
+
+    Args:
+        options: `model.options`, fields of `Config`.
+        process: the table [process].
+
+    Raises:
+        Refused: the backbone has no such process.
+    """
+    kind = process["kind"]
+    if kind == "dossr" or (kind == "vp" and process["shift"] == "linear"):
+        what = kind if kind == "dossr" else f"a {process['shift']} shift"
+        raise Refused("process", process, f"vp with a cosine shift or none, resshift, or flow, is needed for {NETWORK}", what)
+    if kind == "flow" and process["kappa"] == 0:
+        needed = f"above 0 is needed for {NETWORK}, for `dosde upscale` solves processes with noise"
+        raise Refused("process.kappa", 0, needed)
+    if kind == "vp":
+        t1 = None if process["shift"] == "none" else process["t1"]
+        kept = ProcessConfig("domain_shift", {"schedule": process["schedule"], "t1": t1})
+    elif kind == "resshift":
+        eta_min = dosde.presets.RESSHIFT_ETA_MIN[process["T"]]
+        kept = ProcessConfig("resshift", {"T": process["T"], "eta_min": eta_min})
+    else:
+        kept = ProcessConfig("flow", {"kappa": process["kappa"]})
+    return Config(**options, process=kept)
+
+
 def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
     """The configuration in a file, and what it says of the training."""
     said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
+    if said is None and (trained := training(path)) is not None and trained["model"]["network"] == NETWORK:
+        return configured(trained["model"]["options"], trained["process"]), {"config": json.dumps(trained)}  # a checkpoint
     if said is None:
         shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)

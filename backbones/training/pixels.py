@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,10 @@ import dosde
 from backbones import embedded, named
 from backbones.embedded import source
 from backbones.weights import check, weights_of, write
-from dosde import presets
 from dosde.check import Refused
 from dosde.prediction import Predicts
 
-from .config import Config, Process, Times, made_process, within
+from .config import Config, Times, made_process, within
 from .task import Batch, Loss, Network
 
 
@@ -40,12 +40,16 @@ class Embedded:
         network: Callable[..., nn.Module] | None = None,
         save: Callable[[nn.Module, Path], Path] | None = None,
     ) -> None:
-        own = _own_network(config.process) if config.model.network == _OWN else None
+        own = None
+        if config.model.network == embedded.NETWORK:
+            process = asdict(config.process)
+            embedded.configured({}, process)  # refused where the backbone does not have such a process
+            own = functools.partial(_network, process)
         if own is not None and config.data.scale != 4:
-            raise Refused("data.scale", config.data.scale, f"4 is needed for {_OWN}")
+            raise Refused("data.scale", config.data.scale, f"4 is needed for {embedded.NETWORK}")
         self.process = made_process(config.process)
         if own is not None and config.objective.predicts != "x0":
-            raise Refused("objective.predicts", config.objective.predicts, f"x0 is needed for {_OWN}")
+            raise Refused("objective.predicts", config.objective.predicts, f"x0 is needed for {embedded.NETWORK}")
         self.predicts = cast(Predicts, config.objective.predicts)
         self.loss = Loss(self.process, config.objective, Times(self.process, config.objective))
         self.scale, self.batch, self.accumulate = config.data.scale, config.batch, config.accumulate
@@ -106,7 +110,7 @@ class Embedded:
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         path = folder / "weights.safetensors"
-        if self._save is not None or self._model.network == _OWN:
+        if self._save is not None or self._model.network == embedded.NETWORK:
             network = self._made()
             network.load_state_dict(tensors)
             if self._save is not None:
@@ -119,33 +123,8 @@ class Embedded:
         return path
 
 
-_OWN = "backbones.embedded:Network"
-
-
-def _own_network(process: Process) -> Callable[..., nn.Module]:
-    """What makes `embedded.Network` from the options of its `Config`, with the process of [process], which its file holds too.
-
-    Raises:
-        Refused: the backbone embedded does not have such a process.
-    """
-    if process.kind == "dossr" or (process.kind == "vp" and process.shift == "linear"):
-        what = process.kind if process.kind == "dossr" else f"a {process.shift} shift"
-        raise Refused("process", process, f"vp with a cosine shift or none, resshift, or flow, is needed for {_OWN}", what)
-    if process.kind == "flow" and process.kappa == 0:
-        raise Refused("process.kappa", 0, f"above 0 is needed for {_OWN}, for `dosde upscale` solves processes with noise")
-    if process.kind == "vp":
-        t1 = None if process.shift == "none" else process.t1
-        kept = embedded.ProcessConfig("domain_shift", {"schedule": process.schedule, "t1": t1})
-    elif process.kind == "resshift":
-        kept = embedded.ProcessConfig("resshift", {"T": process.T, "eta_min": presets.RESSHIFT_ETA_MIN[process.T]})
-    else:
-        kept = embedded.ProcessConfig("flow", {"kappa": process.kappa})
-
-    return functools.partial(_network, kept)
-
-
-def _network(process: embedded.ProcessConfig, **options: Any) -> nn.Module:
-    return embedded.Network(embedded.Config(**options, process=process))
+def _network(process: Mapping[str, Any], **options: Any) -> nn.Module:
+    return embedded.Network(embedded.configured(options, process))
 
 
 def _called(key: str, name: str) -> Callable[..., Any]:
