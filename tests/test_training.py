@@ -236,6 +236,50 @@ def test_missing_keys_and_files_that_are_no_configs(tmp_path):
         config.load(tmp_path / "bad.toml")
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_config_may_have_a_byte_order_mark_and_any_ends_of_lines(tmp_path, mark, end):
+    text = written(tmp_path / "a.toml", tiny("runs/é")).read_text()
+    (tmp_path / "a.toml").write_bytes((mark + text.replace("\n", end)).encode())
+    assert config.load(tmp_path / "a.toml") == config.parse(tiny("runs/é"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "a.toml: it is UTF-16; a TOML file in UTF-8 is needed"),
+        ("utf-32", "a.toml: it is UTF-32; a TOML file in UTF-8 is needed"),
+        ("utf-16-le", "a TOML file in UTF-8 is needed"),
+        ("utf-16-be", "a TOML file in UTF-8 is needed"),
+        ("latin-1", "a.toml: line 2 is not UTF-8; a TOML file in UTF-8 is needed"),
+    ],
+)
+def test_a_config_in_another_encoding_is_one_line(tmp_path, encoding, said):
+    (tmp_path / "a.toml").write_bytes('task = "embedded"\nout = "é"\n'.encode(encoding))
+    with pytest.raises(Refused, match=r"^config: [^\n]*$") as error:
+        config.load(tmp_path / "a.toml")
+    assert str(error.value).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stepss": 3}, "(did you mean steps?)"),
+        ({"optimizer": {"Lr": 1}}, "(did you mean optimizer.lr?)"),
+        ({"lr": 3}, "(did you mean optimizer.lr or validation.lr?)"),
+        ({"optimizer": {"seed": 3}}, "(did you mean seed?)"),
+        ({"optimiser": {"lr": 3}}, "(did you mean optimizer?)"),
+        ({"data": {"sources": [{"kind": "folders", "path": "a"}]}}, "(did you mean folder?)"),
+        ({"data": {"sources": [{"kind": "folder", "paths": "a"}]}}, "(did you mean data.sources[0].path?)"),
+        ({"process": {"schedule": "scaled-linear"}}, "(did you mean scaled_linear?)"),
+    ],
+)
+def test_typing_errors_of_a_config_are_answered(changes, said):
+    with pytest.raises(Refused, match=r"^[^\n]*$") as error:
+        config.parse(tiny("runs/none", **changes))
+    assert str(error.value).endswith(said)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
 def test_the_examples_are_configs(path):
     made = config.load(path)

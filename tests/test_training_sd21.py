@@ -54,8 +54,8 @@ def train(weights, out, start="new", **changes):
     return loop.train(config.parse(content(weights, out, **changes)), start=start, progress=False)
 
 
-def job_of(weights, **changes):
-    job = SD21(config.parse(content(weights, "runs/none", **changes)))
+def job_of(folder, **changes):
+    job = SD21(config.parse(content(folder, "runs/none", **changes)))
     job.place(torch.device("cpu"))
     return job
 
@@ -188,6 +188,33 @@ def test_cached_latents_are_those_that_are_made(weights, tmp_path):
     assert losses(tmp_path / "c") == {1: b[1]}
     with pytest.raises(ValueError, match=r"^sd21.cache: .* holds latents of other data or weights \(data\)"):
         train(weights, tmp_path / "d", steps=1, sd21=cache, data={"degradation": "real-esrgan"})
+
+
+@pytest.mark.parametrize(
+    ("name", "holds", "said"),
+    [
+        ("unet", None, "lacks unet/"),
+        ("model_index.json", None, "has no model_index.json"),
+        ("model_index.json", b"[", "is not the index of a pipeline"),
+        ("vae/config.json", b"{}", "folder cannot be loaded"),
+        ("vae/config.json", b"{", "vae"),
+        ("scheduler/scheduler_config.json", b"{", "scheduler"),
+        ("controlnet/config.json", b'{"cross_attention_dim": 7}', "controlnet"),
+        ("controlnet/diffusion_pytorch_model.safetensors", b"text", "controlnet"),
+    ],
+)
+def test_a_folder_of_weights_that_is_not_whole_is_one_line(weights, tmp_path, name, holds, said):
+    shutil.copytree(weights, tmp_path / "folder")
+    path = tmp_path / "folder" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif holds is None:
+        path.unlink()
+    else:
+        path.write_bytes(holds)
+    with pytest.raises(ValueError, match=r"^sd21\.weights: [^\n]*$") as error:
+        job_of(tmp_path / "folder")
+    assert said in str(error.value)
 
 
 def test_a_cache_is_known_by_content(weights, tmp_path):

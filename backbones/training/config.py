@@ -8,6 +8,7 @@ Every error is one line: the key, its value, and what is legal. Paths are relati
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -58,7 +59,8 @@ def _path(
 
 
 def _choice(default: Any, *names: str) -> Any:
-    return _key(default, "one of " + ", ".join(names), lambda v: v in names)
+    metadata = {"legal": "one of " + ", ".join(names), "check": lambda v: v in names, "names": names}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -263,13 +265,24 @@ def load(path: str | Path) -> Config:
     Raises:
         Refused: the file cannot be read, or something in it is wrong.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused("config", path, f"a TOML file is needed ({getattr(error, 'strerror', None) or error})") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise Refused("config", path, f"a TOML file is needed ({error.strerror or error})") from None
     try:
-        return parse(tomllib.loads(text))
+        text = content.decode("utf-8-sig")  # with or without the byte order mark that editors write
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        what = f"line {line} is not UTF-8"
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            what = "it is UTF-16" if content[2:4] != b"\0\0" else "it is UTF-32"
+        raise Refused("config", path, "a TOML file in UTF-8 is needed", f"{path}: {what}") from None
+    if "\0" in text:
+        shown = f"{path} holds null characters: it is UTF-16, or no text"
+        raise Refused("config", path, "a TOML file in UTF-8 is needed", shown)
+    try:
+        return parse(tomllib.loads(text.replace("\r\n", "\n").replace("\r", "\n")))
     except tomllib.TOMLDecodeError as error:
         raise Refused("config", path, "a TOML file is needed", f"{path} is not TOML ({error})") from None
 
@@ -354,18 +367,36 @@ def _made(kind: type, content: object, place: str) -> object:
     hints = typing.get_type_hints(kind)
     for name in content:
         if name not in fields:
-            raise Refused(prefix + name, content[name], f"no such key, {place or 'a config'} has {', '.join(fields)}")
+            meant = _meant(name, prefix, fields)
+            needed = f"no such key, {place or 'a config'} has {', '.join(fields)}{meant}"
+            raise Refused(prefix + name, content[name], needed)
     values = {}
     for name, one in fields.items():
         if name in content:
             value = _typed(hints[name], content[name], prefix + name)
             value = _at_home(value, prefix + name) if one.metadata.get("path") else value
             if one.metadata and not one.metadata["check"](value):
-                raise Refused(prefix + name, content[name], f"{one.metadata['legal']} is needed")
+                near = difflib.get_close_matches(value, one.metadata.get("names", ()), 1) if isinstance(value, str) else []
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise Refused(prefix + name, content[name], f"{one.metadata['legal']} is needed{meant}")
             values[name] = value
         elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise Refused(prefix + name, None, f"{one.metadata['legal']} is needed", "missing")
     return kind(**values)
+
+
+def _meant(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
+    """What a key that does not exist may have meant: one of its table, or the same one of another table."""
+    lower = {one.lower(): one for one in fields}
+    near = [prefix + lower[one] for one in difflib.get_close_matches(name.lower(), lower, 1)]
+    tables = {f.name: hint for f in dataclasses.fields(Config) if dataclasses.is_dataclass(hint := _hints(Config)[f.name])}
+    same = [f"{table}.{name}" for table, kind in tables.items() if name in {f.name for f in dataclasses.fields(kind)}]
+    same += [name] if prefix and name in _hints(Config) else []
+    return f" (did you mean {' or '.join(near or same)}?)" if near or same else ""
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _at_home(name: str, place: str) -> str:

@@ -294,7 +294,9 @@ class Pairs:
         self.crop, self.scale = _positive("crop", crop), _positive("scale", scale)
         if crop % scale:
             raise Refused("crop", crop, f"a multiple of the scale {scale} is needed")
-        pairs, too_small, self.pairs = matched(Path(hr), Path(lr), scale), [], []
+        pairs = matched(Path(hr), Path(lr), scale)
+        self.pairs: list[tuple[Path, Path]] = []
+        too_small: list[tuple[Path, Path]] = []
         for large, little in pairs:
             sizes = _size(large), _size(little)
             if sizes[0] is None or sizes[1] is None:

@@ -121,14 +121,14 @@ def foreign(out: Path, known: Record | None, result: str | None, first: int) -> 
     record = out / NAME
     if os.path.lexists(record) and (record.is_symlink() or _recorded(out) is None):
         return NAME
-    for name in (LOG, result):
-        if name == PIPELINE:
-            for path in sorted((out / name).rglob("*")):
+    for written in (LOG, result):
+        if written == PIPELINE:
+            for path in sorted((out / PIPELINE).rglob("*")):
                 inside = path.relative_to(out).as_posix()
                 if inside not in ours and (path.is_symlink() or not any(own.startswith(f"{inside}/") for own in ours)):
                     return inside
-        elif name is not None and name not in ours and os.path.lexists(out / name):
-            return name
+        elif written is not None and written not in ours and os.path.lexists(out / written):
+            return written
     for folder, form in ((CHECKPOINTS, re.compile(r"(\d{8,})\.safetensors")), (VALIDATION, _PICTURE)):
         for path in sorted((out / folder).glob("*")):
             match, name = form.fullmatch(path.name), f"{folder}/{path.name}"

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import dosde
-from backbones import whole
+from backbones import named, whole
 from backbones.pictures.resize import bicubic
 from backbones.sd21 import parts
 from backbones.sd21.backbone import quiet
@@ -31,7 +31,7 @@ from backbones.weights import read_safetensors, write
 from dosde.check import Refused
 
 from . import digest
-from .config import Config, Times
+from .config import Config, Times, within
 from .data import Own, Samples
 from .task import Batch, Loss, Network
 
@@ -51,7 +51,9 @@ class SD21:
         try:
             self.pipe = pipe = DoSSRPipeline.from_pretrained(config.sd21.weights, dtype=torch.float32)
         except Refused as error:
-            raise (error.under("sd21.weights") if error.argument == "weights" else error) from None
+            raise (error.under("sd21.weights") if error.argument == "weights" else within("sd21.weights", error)) from None
+        except Exception as error:  # of diffusers, on a folder that is not whole: of many kinds, and of many lines
+            raise Refused("sd21.weights", config.sd21.weights, f"it cannot be loaded ({named.said(error)})") from error
         predicts, crop = pipe.scheduler.predicts, config.data.crop
         if config.objective.predicts != predicts:
             raise Refused("objective.predicts", config.objective.predicts, f"{predicts!r}, as the pipeline's, is needed")
