@@ -2,6 +2,7 @@
 in the package."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 from instances import seeded
-from test_training import environment, last, picture, tiny, train, whole, written  # noqa: F401
+from test_training import ROOT, environment, last, picture, tiny, train, whole, written  # noqa: F401
 
 import backbones
 import dosde
@@ -211,6 +212,27 @@ def test_the_folder_where_the_command_runs_comes_first(tmp_path):
     variables["PYTHONPATH"] += os.pathsep + str(tmp_path)
     how = {"cwd": tmp_path / "here", "env": variables, "capture_output": True, "text": True}
     assert subprocess.run([sys.executable, "-P", "-c", code], **how, check=True).stdout == "5\n"
+
+
+def test_the_documented_network_is_trained_resumed_run_and_exported(own, capsys, monkeypatch):
+    """The blocks of docs/training.md, as files and as commands."""
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    document = (ROOT / "docs" / "training.md").read_text().split("## A network of your own\n")[1].split("\n## The config")[0]
+    blocks = dict(reversed(re.findall(r"^```(\w+)\n(.*?)^```", document, re.DOTALL | re.MULTILINE)))
+    (own / "mine.py").write_text(blocks["python"])
+    (own / "mine.toml").write_text(blocks["toml"])
+    (own / "small.png").rename(own / "photo.png")
+    for line in blocks["sh"].splitlines():
+        assert main(line.split()[1:]) == 0, capsys.readouterr().err
+    made = [np.asarray(PIL.Image.open(own / place / "photo_x4.png")) for place in ("larger", "other")]
+    assert made[0].shape == (28, 36, 3)
+    assert np.array_equal(*made)
+    (own / "mine.toml").write_text(blocks["toml"].replace("[model]", '[model]\nsave = "mine:export"'))
+    assert main(["train", "--config", "mine.toml", "--overwrite"]) == 0
+    network = torch.export.load("runs/mine/mine.pt2").module()
+    x = torch.rand(1, 3, 128, 128)
+    assert network(x, x, torch.rand(1)).shape == x.shape
+    sys.modules.pop("mine", None)
 
 
 # -- Files that `dosde train` wrote -------------------------------------------------------------------------------------------
