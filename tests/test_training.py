@@ -462,6 +462,20 @@ def test_bf16_of_shared_weights_rounds_neither_what_the_network_gets_nor_what_it
     assert list(losses(tmp_path / "two").values()) == pytest.approx(list(losses(tmp_path / "one").values()), rel=1e-5)
 
 
+@pytest.mark.parametrize(("rank", "when"), [("0", "validation"), ("1", "step")])
+def test_two_processes_stop_at_the_same_step(tmp_path, rank, when):
+    """On SIGTERM, whichever of them gets it; test_training_stop.py has the rest."""
+    pictures = {"every": 2, "pictures": "procedural", "count": 2, "crop": 32, "steps": [1]}
+    changes = {"model": {"network": "training_networks:Signalled"}, "validation": pictures}
+    path = written(tmp_path / "config.toml", tiny(tmp_path / "run", **changes))
+    variables = {"TRAINING_SIGNALS": "SIGTERM", "TRAINING_RANK": rank, "TRAINING_WHEN": when}
+    said = two_processes(path, status=143, **variables)
+    step = 2 if when == "validation" else 4
+    assert f"stopped by SIGTERM: the checkpoint of step {step} is saved" in said[0]
+    assert "stopped" not in said[1]
+    assert [found for found, _ in state.every(tmp_path / "run")] == [step]
+
+
 def environment():
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     return {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -4,7 +4,6 @@ in the package."""
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 
@@ -13,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from instances import seeded
-from test_training import ROOT, environment, last, picture, tiny, train, whole, written  # noqa: F401
+from test_training import ROOT, last, picture, tiny, train, whole, written  # noqa: F401
 
 import backbones
 import dosde
@@ -202,16 +201,15 @@ def test_errors_of_a_module_of_ones_own_are_one_line_with_its_name(tmp_path, mon
     assert expected in str(error.value)
 
 
-def test_the_folder_where_the_command_runs_comes_first(tmp_path):
+def test_the_folder_where_the_command_runs_comes_first(tmp_path, monkeypatch):
     """As for `python -m`: a module of a user's may be called as an installed one."""
-    (tmp_path / "pkgutil_resolve.py").write_text("raise ImportError('the installed one')")
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "pkgutil_resolve.py").write_text("Net = 5")
-    code = "from backbones import named; print(named.found('model.network', 'pkgutil_resolve:Net'))"
-    variables = environment()
-    variables["PYTHONPATH"] += os.pathsep + str(tmp_path)
-    how = {"cwd": tmp_path / "here", "env": variables, "capture_output": True, "text": True}
-    assert subprocess.run([sys.executable, "-P", "-c", code], **how, check=True).stdout == "5\n"
+    for place, code in (("installed", "Net = 4"), ("here", "Net = 5")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "own_twice.py").write_text(code)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "installed"), *sys.path])
+    assert named.found("model.network", "own_twice:Net") == 5
+    sys.modules.pop("own_twice")
 
 
 def test_the_documented_network_is_trained_resumed_run_and_exported(own, capsys, monkeypatch):

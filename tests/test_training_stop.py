@@ -4,7 +4,7 @@ import signal
 import threading
 
 import pytest
-from test_training import last, losses, same, tiny, train, two_processes, written
+from test_training import last, losses, same, tiny, train, written
 from torch.utils.data import DataLoader
 
 from backbones.cli import main
@@ -64,18 +64,6 @@ def test_a_signal_in_a_validation_cuts_it_off_and_it_is_made_when_the_run_goes_o
     train(tmp_path / "run", "resume", **CHANGES, validation=pictures)
     assert log(tmp_path / "run") == log(tmp_path / "whole")
     assert same(last(tmp_path / "run"), last(tmp_path / "whole"))
-
-
-@pytest.mark.parametrize(("rank", "when"), [("0", "validation"), ("1", "step")])
-def test_two_processes_stop_at_the_same_step(tmp_path, rank, when):
-    """Whichever of them gets the signal."""
-    path = written(tmp_path / "config.toml", tiny(tmp_path / "run", **CHANGES, validation=PICTURES))
-    variables = {"TRAINING_SIGNALS": "SIGTERM", "TRAINING_RANK": rank, "TRAINING_WHEN": when}
-    said = two_processes(path, status=143, **variables)
-    step = 2 if when == "validation" else 4
-    assert f"stopped by SIGTERM: the checkpoint of step {step} is saved" in said[0]
-    assert "stopped" not in said[1]
-    assert [found for found, _ in state.every(tmp_path / "run")] == [step]
 
 
 def test_before_the_first_step_a_signal_ends_at_once():
