@@ -26,7 +26,7 @@ from dosde.check import Refused
 from dosde.solve import Model
 from dosde.step import Method
 
-from .network import Config, Network, ProcessConfig, blank
+from .network import NETWORK, Config, Network, blank, configured
 
 ABOUT = "a small network"
 _KEY, _FORMAT = "dosde.embedded", 2
@@ -220,37 +220,6 @@ def load(
     if isinstance(tile, str):
         raise Refused("tile", tile, "a number of pixels, 'auto' or None is needed")
     return Embedded(network, about, tile)
-
-
-NETWORK = "backbones.embedded:Network"  # as configs of `dosde train` name it
-
-
-def configured(options: Mapping[str, Any], process: Mapping[str, Any]) -> Config:
-    """The configuration of a network that `dosde train` trains.
-
-    Args:
-        options: `model.options`, fields of `Config`.
-        process: the table [process].
-
-    Raises:
-        Refused: the backbone has no such process.
-    """
-    kind = process["kind"]
-    if kind == "dossr" or (kind == "vp" and process["shift"] == "linear"):
-        what = kind if kind == "dossr" else f"a {process['shift']} shift"
-        raise Refused("process", process, f"vp with a cosine shift or none, resshift, or flow, is needed for {NETWORK}", what)
-    if kind == "flow" and process["kappa"] == 0:
-        needed = f"above 0 is needed for {NETWORK}, for `dosde upscale` solves processes with noise"
-        raise Refused("process.kappa", 0, needed)
-    if kind == "vp":
-        t1 = None if process["shift"] == "none" else process["t1"]
-        kept = ProcessConfig("domain_shift", {"schedule": process["schedule"], "t1": t1})
-    elif kind == "resshift":
-        eta_min = dosde.presets.RESSHIFT_ETA_MIN[process["T"]]
-        kept = ProcessConfig("resshift", {"T": process["T"], "eta_min": eta_min})
-    else:
-        kept = ProcessConfig("flow", {"kappa": process["kappa"]})
-    return Config(**options, process=kept)
 
 
 def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import dosde
 from backbones import backbone, named, weights
-from backbones.embedded import NETWORK, source
+from backbones.embedded import source
+from backbones.embedded.network import NETWORK
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
 from dosde.check import Refused, form

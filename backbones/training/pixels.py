@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 import dosde
 from backbones import embedded, named
 from backbones.embedded import source
+from backbones.embedded.network import NETWORK, configured
 from backbones.weights import check, weights_of, write
 from dosde.check import Refused
 from dosde.prediction import Predicts
@@ -41,15 +42,15 @@ class Embedded:
         save: Callable[[nn.Module, Path], Path] | None = None,
     ) -> None:
         own = None
-        if config.model.network == embedded.NETWORK:
+        if config.model.network == NETWORK:
             process = asdict(config.process)
-            embedded.configured({}, process)  # refused where the backbone does not have such a process
+            configured({}, process)  # refused where the backbone does not have such a process
             own = functools.partial(_network, process)
         if own is not None and config.data.scale != 4:
-            raise Refused("data.scale", config.data.scale, f"4 is needed for {embedded.NETWORK}")
+            raise Refused("data.scale", config.data.scale, f"4 is needed for {NETWORK}")
         self.process = made_process(config.process)
         if own is not None and config.objective.predicts != "x0":
-            raise Refused("objective.predicts", config.objective.predicts, f"x0 is needed for {embedded.NETWORK}")
+            raise Refused("objective.predicts", config.objective.predicts, f"x0 is needed for {NETWORK}")
         self.predicts = cast(Predicts, config.objective.predicts)
         self.loss = Loss(self.process, config.objective, Times(self.process, config.objective))
         self.scale, self.batch, self.accumulate = config.data.scale, config.batch, config.accumulate
@@ -110,7 +111,7 @@ class Embedded:
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         path = folder / "weights.safetensors"
-        if self._save is not None or self._model.network == embedded.NETWORK:
+        if self._save is not None or self._model.network == NETWORK:
             network = self._made()
             network.load_state_dict(tensors)
             if self._save is not None:
@@ -124,7 +125,7 @@ class Embedded:
 
 
 def _network(process: Mapping[str, Any], **options: Any) -> nn.Module:
-    return embedded.Network(embedded.configured(options, process))
+    return embedded.Network(configured(options, process))
 
 
 def _called(key: str, name: str) -> Callable[..., Any]:
