@@ -6,6 +6,7 @@ metadata           the metadata alone
 write              a file
 """
 
+import json
 import os
 import re
 import warnings
@@ -200,6 +201,24 @@ def weights_of(path: Path) -> Tensors:
     if not path.is_file():
         raise Refused("checkpoint", path, "no such file")
     tensors, _ = read_safetensors(path)
-    if part(tensors, "optimizer."):
-        tensors = part(tensors, "ema.")
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    return {name: tensor.to(torch.float32) for name, tensor in averaged(tensors).items()}
+
+
+def averaged(tensors: Tensors) -> Tensors:
+    """The averaged weights in the tensors of a checkpoint of a training; other tensors as they are."""
+    return part(tensors, "ema.") if part(tensors, "optimizer.") else tensors
+
+
+def training(path: Path | str) -> dict[str, Any] | None:
+    """The config of the training that wrote a file, a checkpoint or a result; None where no training did.
+
+    It needs the header of the file alone, and raises nothing.
+    """
+    try:
+        about = metadata(path)
+        if "dosde.embedded" in about:  # a result of the backbone embedded, which keeps it with what else it says
+            about = json.loads(about["dosde.embedded"])["about"]
+        config = json.loads(about["config"])
+        return config if config["task"] in ("embedded", "sd21") else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

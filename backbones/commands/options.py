@@ -32,6 +32,9 @@ WITH_DIFFUSERS = ("sd21", "resshift")
 NEEDS_SD21 = "the backbones sd21 and resshift need the extra 'sd21' (in the repository: pip install '.[sd21]')"
 
 
+_BACKBONE = "embedded, gaussian, sd21, resshift, or package.module:name (default: embedded; with --weights what they are of)"
+
+
 class Unusable(Exception):
     """What stops a command before it has done anything, in one line: before torch is there, or no argument's fault."""
 
@@ -71,7 +74,7 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
     add("--order", type=whole_number, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=[*METHODS, FEW_STEP], help="solver (default: the backbone's)")
     add("--seed", type=whole_number, default=DEFAULTS["seed"], help="of the noise; each picture has it afresh (default: 0)")
-    add("--backbone", metavar="NAME", help="the model (default: embedded; with --weights, sd21 or resshift)")
+    add("--backbone", metavar="NAME", help=_BACKBONE)
 
 
 def add_backbones(parser: argparse.ArgumentParser) -> None:
@@ -288,9 +291,11 @@ def check_images(command: str) -> None:
 def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     """The name of the backbone, and the keywords of its `load`: those that were given."""
     given = {name: value for name in declared() if (value := getattr(arguments, name)) is not None}
-    chosen = arguments.backbone or (backbones.named_by(arguments.weights) if "weights" in given else "embedded")
-    known = chosen in backbones.NAMES or ":" in chosen
-    require(known, "--backbone", None, f"one of {', '.join(backbones.NAMES)} is needed", repr(chosen))
+    chosen = _chosen(arguments.backbone, given.get("weights"))
+    if ":" in chosen:
+        return chosen, given
+    known = chosen in backbones.NAMES
+    require(known, "--backbone", None, f"one of {', '.join(backbones.NAMES)}, or package.module:name, is needed", repr(chosen))
     for name, value in given.items():
         having = declared()[name]
         if chosen not in having:
@@ -305,6 +310,25 @@ def _backbone(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
         if chosen in having and having[chosen].required and name not in given:
             require(False, flag(name), None, f"the backbone {chosen} needs {having[chosen].option.help}", "none")
     return chosen, given
+
+
+def _chosen(asked: str | None, weights: Any) -> str:
+    """The name of the backbone: as asked, or as the weights say, or the usual one."""
+    if weights is None:
+        return asked or "embedded"
+    from backbones.training import backbone
+
+    with flags():
+        return backbone.chosen(Path(weights), asked) or asked or backbones.named_by(weights)
+
+
+def _loader(name: str) -> Any:
+    """The `load` of a backbone, one of ours or "package.module:name"."""
+    if ":" not in name:
+        return backbones.module(name).load
+    from backbones.training import backbone
+
+    return backbone.loader(name)
 
 
 def loaded(solver: Solver, command: str, one: bool) -> "Backbone":
@@ -324,7 +348,7 @@ def loaded(solver: Solver, command: str, one: bool) -> "Backbone":
 
     name, scale = solver.name, solver.scale
     with flags():
-        load = backbones.module(name).load
+        load = _loader(name)
         own = {"progress": one} if "progress" in inspect.signature(load).parameters else {}
         try:
             backbone: Backbone = load(**solver.options, **own)

@@ -21,12 +21,12 @@ from backbones.backbone import DTYPES
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import least, tiled
-from backbones.weights import aligned, metadata, read, write
+from backbones.weights import aligned, averaged, metadata, read, training, write
 from dosde.check import Refused
 from dosde.solve import Model
 from dosde.step import Method
 
-from .network import Config, Network, blank
+from .network import NETWORK, Config, Network, blank, configured
 
 _KEY, _FORMAT = "dosde.embedded", 2
 _SCALE = 4
@@ -171,7 +171,7 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
 def loaded(weights: str | Path, tile: int | str | None, dtype: str, device: str) -> Embedded:
     """What `load` returns, whose keywords these are."""
     path = Path(weights)
-    tensors = read(path)
+    tensors = averaged(read(path))
     config, about = _described(path)
     if dtype != "auto" and dtype not in DTYPES:
         raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
@@ -208,6 +208,8 @@ def loaded(weights: str | Path, tile: int | str | None, dtype: str, device: str)
 def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
     """The configuration in a file, and what it says of the training."""
     said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
+    if said is None and (trained := training(path)) is not None and trained["model"]["network"] == NETWORK:
+        return configured(trained["model"]["options"], trained["process"]), {"config": json.dumps(trained)}  # a checkpoint
     if said is None:
         shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)
