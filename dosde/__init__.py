@@ -23,6 +23,7 @@ from . import (
     step,
 )
 from .check import Refused
+from .law import law
 from .plan import plan
 from .prediction import Denoiser
 from .process import Marginal, Process
@@ -37,6 +38,7 @@ __all__ = [
     "cold",
     "expansion",
     "grid",
+    "law",
     "matching",
     "method",
     "noise",

@@ -77,7 +77,7 @@ def adams(
     """The reverse SDE, its ODE, or a process between them, with x_theta expanded to any order k.
 
     x_theta is replaced by the polynomial through the last k outputs, so that the order of the expansion is k. The strong order
-    of every such method of the SDE is 1 and its weak order at most 2. On the ODE the order is k, or k + 1 with the corrector.
+    of every such method of the SDE is 1 and its weak order at most 2. Orders on the ODE are those of `ode`.
 
     Args:
         marginals: one for each time of the grid.
@@ -105,7 +105,9 @@ def ode(
 ) -> list[Step]:
     """The probability-flow ODE: `adams` with tau = 0. The order is k, or k + 1 with the corrector.
 
-    Noise enters at the start only. The options are those of `adams`.
+    That is so from lam = infinity. From a finite lam the first step, of order 1, leaves its error, and the order is 2, or 3
+    with the corrector, unless `grid.graded_start` cuts the first step. Noise enters at the start only. The options are those
+    of `adams`.
     """
     m = stacked(marginals)
     return steps(m, *_multistep(m, order, variable, 0.0, corrector, denoise))

@@ -16,7 +16,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -97,34 +96,12 @@ class Process(ByValue):
     def __post_init__(self) -> None:
         for name in ("schedule", "shift"):
             check.function(name, getattr(self, name), "a function of t is needed")
-        probe = [self(i / 32) for i in range(33)]
-        self._check_elementwise()
-        for m, n in pairwise(probe):
-            between = f"decreases between t = {m.t:g} and {n.t:g}"
-            rises = bool((n.b * m.alpha >= m.b * n.alpha * (1 - 1e-12)).all())
-            require(rises, "shift", self.shift, "it must not decrease", f"eta {between}")
-            rises = bool((n.sigma * m.a >= m.sigma * n.a * (1 - 1e-12)).all())
-            require(rises, "schedule", self.schedule, "it must not decrease", f"sigma/a {between}")
+        check.path(self)
         if not hasattr(self.shift, "t1"):
             object.__setattr__(self, "shift", _shift.Shift(self.shift, _first_time_of_one(self._eta)))
 
     def __repr__(self) -> str:
         return f"dosde.Process({describe(self.schedule)}, {describe(self.shift)})"
-
-    def _check_elementwise(self) -> None:
-        """Schedule and shift must take many times at once, as a plan asks them."""
-        times = torch.tensor([0.25, 0.5], dtype=torch.float64, device="cpu").reshape(-1, *[1] * len(self.field_shape))
-        try:
-            both = self._marginal(times)
-        except (TypeError, ValueError, RuntimeError) as error:
-            shown = f"fail at a tensor of two times ({error})"
-            raise RefusedType("schedule, shift", self, "torch operations are needed", shown) from None
-        for i, t in enumerate((0.25, 0.5)):
-            one = self(t)
-            for v, w in ((both.a, one.a), (both.b, one.b), (both.sigma, one.sigma)):
-                ok = v.shape == (2, *self.field_shape) and torch.allclose(v[i], w)
-                needed = f"a field must broadcast against times of shape {tuple(times.shape)}"
-                require(ok, "shift", self.shift, needed, "at two times it is not what it is at each")
 
     @property
     def t1(self) -> float:

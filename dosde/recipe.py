@@ -41,7 +41,10 @@ def maker(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Made:
-    """The function that a maker returned, with the call that made it; its other attributes are those of the function."""
+    """The function that a maker returned, with the call that made it.
+
+    Attributes of the function are attributes of it, and so are the arguments of the call.
+    """
 
     def __init__(self, maker: Callable[..., Any], call: inspect.BoundArguments, function: Callable[..., Any]) -> None:
         self._maker, self._call = maker, call
@@ -53,6 +56,8 @@ class Made:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if name in self._call.arguments and not hasattr(self.__wrapped__, name):
+            return self._call.arguments[name]
         return getattr(self.__wrapped__, name)
 
     @functools.cached_property

@@ -11,7 +11,7 @@ is the probability-flow ODE, c = rho the reverse SDE (Eq. 11), c = rho^(tau^2) h
 chain of Eq. 3 is another such c. A method is a choice of c and w: see `method`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,17 @@ class Step(ByValue):
         new = " ".join(f"{_number(w)} x_theta[{-i}]" for i, w in enumerate(self.new))
         terms = f"{_number(self.keep)} x {_number(self.hat)} x_hat0 {new} {_number(self.noise)} z"
         return f"t {self.t:.4f} -> {self.t_next:.4f}:  x = {terms}"
+
+
+class Plan(list[Step]):
+    """The steps of a solve, with the marginals at their steps + 1 times."""
+
+    def __init__(self, steps: Iterable[Step], marginals: Sequence[Marginal]) -> None:
+        super().__init__(steps)
+        self.marginals = tuple(marginals)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Plan, (list(self), self.marginals)
 
 
 Method = Callable[[Sequence[Marginal], int], list[Step]]

@@ -242,6 +242,7 @@ def test_one_call_returns_the_mean_and_white_noise():
 
 
 @settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore:scale", "ignore:order")  # times that do not suit it
 @given(
     name=st.sampled_from(sorted(PROCESSES)),
     steps=st.integers(1, 50),
@@ -271,6 +272,7 @@ def test_plans_of_any_scale_and_grid_are_sane(name, steps, order, scale, tau, ow
             )
 
 
+@pytest.mark.filterwarnings("ignore:scale", "ignore:order")  # uniform times do not suit it
 def test_a_field_of_scales_is_its_elements():
     few = torch.tensor([0.05, 0.2, 0.2, 0.7], dtype=DOUBLE)
     times = grid.few_step(0.2)(PROCESS, 5)
@@ -283,6 +285,7 @@ def test_a_field_of_scales_is_its_elements():
                 assert [float(v) for v in got] == pytest.approx([own.keep, own.hat, own.noise, *own.new], abs=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:scale", "ignore:order")  # uniform times do not suit it
 def test_a_field_of_many_scales_is_interpolated():
     many = torch.logspace(-2, 0, 300, dtype=DOUBLE).reshape(3, 10, 10)
     times = grid.few_step(0.2)(PROCESS, 4)
