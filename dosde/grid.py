@@ -22,6 +22,7 @@ Grid = Callable[[Process, int], Tensor]
 """(process, steps) -> times."""
 
 
+@check.typed
 def uniform(process: Process, steps: int) -> Tensor:
     """Uniform in t from t1 to 0: the default."""
     return torch.linspace(process.t1, 0, steps + 1, dtype=torch.float64, device="cpu")
@@ -67,6 +68,8 @@ def respaced(T: int) -> Grid:
     >>> respaced(15)(dosde.process.resshift(), 4) * 15
     tensor([12.,  8.,  4.,  1.,  0.], dtype=torch.float64)
     """
+
+    check.count("T", T)
 
     def grid(process: Process, steps: int) -> Tensor:
         require(2 <= steps <= T, "steps", steps, f"2 to T = {T} is needed on a respaced table")

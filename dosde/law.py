@@ -9,14 +9,15 @@ So the result is affine in mu, in the draws of noise z_k, and in the errors e_i 
     x = m mu + ... x_hat0 + sum_k n_k z_k + sum_i s_i e_i
 
 where the right law at the last time is N(a mu + b x_hat0, a^2 w^2 + sigma^2). So |n| / sqrt(a^2 w^2 + sigma^2) and m / a should
-be 1. s_i / a is the sensitivity to step i. As w goes to 0 the model does not look at the state, and the s_i are sums of products
-of keep and new: nothing but the plan is in them.
+be 1. s_i / a is the sensitivity to step i. As w goes to 0 the model does not look at the state, and the s_i are sums of
+products of keep and new: nothing but the plan is in them.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,6 +138,7 @@ def sensitivity(plan: Plan) -> Tensor:
     Returns:
         (steps, *field), float64.
     """
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")
     found: list[float | Tensor] = [0.0] * len(plan)
     kept: float | Tensor = 1.0  # of the state after a step, in the result
     for k in reversed(range(len(plan))):
@@ -144,8 +146,8 @@ def sensitivity(plan: Plan) -> Tensor:
             found[k - age] = found[k - age] + weight * kept
         kept = kept * plan[k].keep
     last = plan.marginals[-1].a
-    rows = torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.float64, device="cpu") / last for v in found))
-    return torch.where(last > 0, torch.stack(rows), 0.0)
+    shape = np.broadcast_shapes(last.shape, *(v.shape for v in found if isinstance(v, Tensor)))
+    return torch.stack([torch.where(last > 0, v / torch.where(last > 0, last, 1.0) + zero, 0.0).expand(shape) for v in found])
 
 
 def _rows(values: Tensor, scale: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ def using(method: Method, **options: Any) -> Method:
     return functools.partial(method, **options)
 
 
+@check.typed
 def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
     """The paper's DoS-SDE Solver-1, 2, 3 (Eq. 41-49, Algorithms 1-3, with z for the misprinted x_hat0 in the noise).
 
@@ -66,6 +67,7 @@ def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
     return steps(m, c, expansion.weights(m.lam, order, power=2, taylor=True))
 
 
+@check.typed
 def adams(
     marginals: Sequence[Marginal],
     order: int,
@@ -96,6 +98,7 @@ def adams(
     return steps(m, *_multistep(m, order, variable, tau, corrector, denoise))
 
 
+@check.typed
 def ode(
     marginals: Sequence[Marginal],
     order: int,
@@ -123,6 +126,7 @@ def chain(m: Marginal) -> Tensor:
     return m.sigma / m.alpha
 
 
+@check.typed
 def flow(
     marginals: Sequence[Marginal],
     order: int,
@@ -170,7 +174,7 @@ def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
     check.tau(tau)
 
     def method(marginals: Sequence[Marginal], order: int) -> list[Step]:
-        m = stacked(marginals)
+        m, order = stacked(marginals), check.count("order", order)
         c = expansion.ratio(m.lam) ** tau**2
         inflation, shares, rest = matching.plan(m.lam, s, c, order)
         a, sigma = (v.reshape(len(v), *[1] * (inflation.ndim - v.ndim), *v.shape[1:]) for v in (m.a, m.sigma))
@@ -181,6 +185,7 @@ def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
     return method
 
 
+@check.typed
 def resshift(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
     """The posterior q(x_t | x_s, x_hat0, x0 = x_theta) of the paper's chain (Eq. 3): c = alpha_s sigma_t / (alpha_t sigma_s).
 

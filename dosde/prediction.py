@@ -71,6 +71,7 @@ _INSTEAD |= {"sigma_eps": _INSTEAD["eps"], "flow": "predict x0 instead"}
 _THEIR_NAMES = "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; ResShift's epsilon eps, epsilon_scale sigma_eps"
 
 
+@check.typed
 def row(kind: Kind, m: Marginal) -> Row:
     """The row of a kind on a marginal."""
     values = (KINDS[kind] if isinstance(kind, str) else kind)(m)
@@ -84,6 +85,7 @@ def known(argument: str, kind: object, names: Collection[str] = tuple(KINDS), hi
         check.one_of(argument, kind, names, hint)
 
 
+@check.typed
 def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     """The coefficients (k, q, r) of x0 = k value + q x + r x_hat0.
 
@@ -100,6 +102,7 @@ def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     return c / p, -q / p, -r / p
 
 
+@check.typed
 def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind, target: Kind) -> Tensor:
     """The `target` that belongs to the `source` prediction `value` at x on the marginal m.
 
@@ -116,6 +119,7 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     """
     known("source", source)
     known("target", target)
+    check.alike(value=value, x=x, x_hat0=x_hat0)
     if source == target:
         return value
     if x.dtype in HALF:
@@ -136,6 +140,7 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     return on_value * value + on_x * x + on_source * x_hat0
 
 
+@check.typed
 def combine(value: Tensor, x: Tensor, x_hat0: Tensor, coefficients: tuple[float | Tensor, ...]) -> Tensor:
     """x_theta = k value + q x + r x_hat0 in the dtype of x, with the (k, q, r) of `to_x0`."""
     on_value, on_x, on_source = coefficients
@@ -170,8 +175,7 @@ class Denoiser(ByValue):
     predicts: Predicts = "vp_eps"
 
     def __post_init__(self) -> None:
-        if not callable(self.net):
-            raise check.RefusedType("net", self.net, "a function (x, x_hat0, t) -> tensor is needed")
+        check.function("net", self.net, "a function (x, x_hat0, t) -> tensor is needed")
         if not isinstance(self.process, Process):
             raise check.RefusedType("process", self.process, "a dosde.Process is needed")
         known("predicts", self.predicts, TRAINED, f" ({_THEIR_NAMES})")

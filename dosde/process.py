@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import check
+from . import check, sde
 from . import shift as _shift
 from .check import Refused, RefusedType, describe, require
 from .recipe import ByValue
 from .schedule import Schedule, with_shift
 
-# Derivatives at t = 0 are taken here instead: the same numbers in float64, but sqrt has a derivative.
-_TINY = 1e-100
 HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounded at the end
 
 
@@ -121,13 +119,14 @@ class Process(ByValue):
 
     def __call__(self, t: float | Tensor) -> Marginal:
         """The marginal at t in [0, 1]. A tensor t broadcasts against the field of eta, if there is one."""
-        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        require(_within(t, 0, 1), "t", t, "times in [0, 1] are needed")
-        return self._marginal(t)
+        t = check.values("t", t, "a time, or a tensor of them,")
+        require(check.within(t, 0, 1), "t", t, "times in [0, 1] are needed")
+        return self.marginal(t)
 
-    def _marginal(self, t: Tensor) -> Marginal:
+    def marginal(self, t: Tensor) -> Marginal:
+        """The same for a float64 tensor of times that are known to be in [0, 1]. Gradients flow to t."""
         alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in self.schedule(t))
-        if not (_within(alpha, 0, math.inf) and _within(sigma, 0, math.inf)):
+        if not (check.within(alpha, 0, math.inf) and check.within(sigma, 0, math.inf)):
             shown = f"alpha = {describe(alpha)}, sigma = {describe(sigma)} at t = {describe(t)}"
             raise Refused("schedule", self.schedule, "both must be finite and >= 0", shown)
         eta = self._eta(t)
@@ -137,7 +136,7 @@ class Process(ByValue):
 
     def _eta(self, t: Tensor) -> Tensor:
         eta = torch.as_tensor(self.shift(t), dtype=torch.float64, device="cpu")
-        if not _within(eta, 0, 1):
+        if not check.within(eta, 0, 1):
             i = int((~((eta >= 0) & (eta <= 1))).reshape(-1).nonzero()[0])
             at = (t + torch.zeros_like(eta)).reshape(-1)[i].item()
             shown = f"eta = {eta.reshape(-1)[i].item()} at t = {at:g}"
@@ -148,38 +147,20 @@ class Process(ByValue):
 
     def f(self, t: float | Tensor) -> Tensor:
         """The drift on x, d log a / dt (Eq. 6). Refused where a = 0, since it is infinite there."""
-        return self._sde(t)[0]
+        return sde.coefficients(self, t)[0]
 
     def h(self, t: float | Tensor) -> Tensor:
         """The drift on x_hat0, alpha/(1 - eta) d eta/dt (Eq. 6). Refused where a = 0, since it is infinite there."""
-        return self._sde(t)[1]
+        return sde.coefficients(self, t)[1]
 
     def g(self, t: float | Tensor) -> Tensor:
         """The noise, sqrt(d sigma^2/dt - 2 f sigma^2) (Eq. 6). Refused where a = 0, since it is infinite there."""
-        return self._sde(t)[2]
+        return sde.coefficients(self, t)[2]
 
-    def _sde(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self(t)  # the error messages of a bad t
-        field = torch.zeros(self.field_shape, dtype=torch.float64, device="cpu")
-        with torch.inference_mode(False), torch.enable_grad():
-            # One time an element of the field, so that the gradient of a sum is the derivative of each element.
-            time = torch.as_tensor(t, dtype=torch.float64, device="cpu").detach().clone().clamp(min=_TINY) + field
-            time.requires_grad_()
-            m = self._marginal(time)
-            da, db, dsigma = (_derivative(v, time) for v in (m.a, m.b, m.sigma))
-            near = m if m.sigma.requires_grad and m.a.requires_grad else self._marginal(time * 0.999)
-        a, b, sigma = m.a.detach(), m.b.detach(), m.sigma.detach()
-        needed = f"f, h and g are infinite where a = 0, which is so from t1 = {self.t1:g} on"
-        require(bool((a > 0).all()), "t", t, needed)
-        tracked = all(v.requires_grad or torch.equal(v, w) for v, w in ((m.a, near.a), (m.sigma, near.sigma)))
-        if not tracked or not (da.isfinite() & db.isfinite() & dsigma.isfinite()).all():
-            needed = "schedule or shift has no derivative there: make them of torch operations (sigma near t = 0 of expm1)"
-            raise Refused("t", t, needed)
-        f = da / a
-        return f, db - f * b, torch.sqrt((2 * sigma * (dsigma - f * sigma)).clamp(min=0))
-
+    @check.typed
     def score(self, x: Tensor, x_hat0: Tensor, x_theta: Tensor, t: float | Tensor) -> Tensor:
         """The score, -(x - a x_theta - b x_hat0) / sigma^2 (Eq. 9). Refused where sigma = 0."""
+        check.alike(x=x, x_hat0=x_hat0, x_theta=x_theta)
         if x.dtype in HALF:
             return self.score(x.float(), x_hat0.float(), x_theta.float(), t).to(x.dtype)
         m = self.over_batch(t, x)
@@ -188,8 +169,10 @@ class Process(ByValue):
 
     # -- Forward sampling and transitions --------------------------------------------------------------------------
 
+    @check.typed
     def sample(self, x0: Tensor, x_hat0: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
         """A state x_t = a x0 + b x_hat0 + sigma z (Eq. 2), z ~ N(0, I). t is one time, or one for each sample, (batch,)."""
+        check.alike(x0=x0, x_hat0=x_hat0, z=z)
         if x0.dtype in HALF:
             return self.sample(x0.float(), x_hat0.float(), t, z.float()).to(x0.dtype)
         m = self.over_batch(t, x0)
@@ -231,9 +214,9 @@ class Process(ByValue):
 
     def over_batch(self, t: float | Tensor, x: Tensor) -> Marginal:
         """The marginal at one time, or at one for each sample of x (t of shape (batch,)), to broadcast against x."""
-        if not x.is_floating_point():
-            raise RefusedType("x", x, "a floating tensor is needed", str(x.dtype))
-        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        if not x.is_floating_point() or not x.ndim:
+            raise RefusedType("x", x, "a floating batch is needed", check.form(x))
+        t = check.values("t", t, "a time, or a tensor of them,")
         ok = t.ndim == 0 or t.shape == x.shape[:1] or t.ndim == x.ndim > 1
         require(ok, "t", t, f"one time, or {x.shape[0]} of them (one a sample)", f"shape {tuple(t.shape)}")
         return self(t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t)
@@ -248,7 +231,7 @@ class Process(ByValue):
         require(not self.field_shape, "lam", lam, "give times", shown)
         shown = "sigma = 0 at all times of this process, and so is lam"
         require(not self.noise_free, "lam", lam, "give times, or grid.uniform", shown)
-        lam = torch.as_tensor(lam, dtype=torch.float64, device="cpu")
+        lam = check.values("lam", lam, "a noise level, or a tensor of them,")
         least, most = self(0.0).lam, self(self.t1).lam
         inside = bool(((lam >= least) & (lam <= most)).all())
         require(inside, "lam", lam, f"this process has lam from {least:g} at t = 0 to {most:g} at t1")
@@ -260,6 +243,7 @@ class Process(ByValue):
         return torch.where(lam > least, high, 0.0)
 
 
+@check.typed
 def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Process:
     """The process of ResShift: a = 1 - eta, b = eta, sigma = kappa sqrt(eta), with T etas at t = 1/T .. 1.
 
@@ -275,6 +259,7 @@ def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max:
     return Process(with_shift(eta, kappa, 0.5), eta)
 
 
+@check.typed
 def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) -> Process:
     """The rectified flow from the source (FlowIE): x_t = (1 - eta) x0 + eta (x_hat0 + kappa z).
 
@@ -296,22 +281,6 @@ def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) ->
     require(0 <= kappa < math.inf, "kappa", kappa, "a number >= 0 is needed")
     eta = _shift.linear() if shift is None else shift
     return Process(with_shift(eta, kappa, 1.0), eta)
-
-
-def _derivative(value: Tensor, time: Tensor) -> Tensor:
-    """d value/d time, elementwise."""
-    if not value.requires_grad:
-        return torch.zeros_like(time)
-    derivative = torch.autograd.grad(value.sum(), time, retain_graph=True, allow_unused=True)[0]
-    return torch.zeros_like(time) if derivative is None else derivative
-
-
-def _within(values: Tensor, low: float, high: float) -> bool:
-    """All of low <= values <= high, and finite."""
-    if not values.numel():
-        return True
-    least, most = torch.aminmax(values.detach())
-    return low <= least.item() and most.item() <= high and most.item() < math.inf
 
 
 def _root_of_difference(p: Tensor, q: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ def from_alphas_cumprod(table: Tensor | Sequence[float]) -> Schedule:
     return _vp(pchip(nodes, torch.cat([values.new_zeros(1), -values.log()])))
 
 
+@check.typed
 def table_index(t: float | Tensor, T: int = 1000) -> int:
     """The index at which a network that was trained on a table of T steps is called at time t: the nearest, at least 0.
 
@@ -99,7 +100,9 @@ def table_index(t: float | Tensor, T: int = 1000) -> int:
     >>> table_index(0.25), table_index(1.0), table_index(0.0)
     (249, 999, 0)
     """
-    return max(round(float(t) * check.count("T", T)) - 1, 0)
+    time = check.values("t", t, "a time in [0, 1]")
+    require(time.ndim == 0 and 0 <= float(time) <= 1, "t", t, "a time in [0, 1] is needed")
+    return max(round(time.item() * check.count("T", T)) - 1, 0)
 
 
 @maker
@@ -110,7 +113,13 @@ def ve(sigma: Callable[[Tensor], Tensor]) -> Schedule:
 
 @maker
 def with_shift(shift: Callable[[Tensor], Tensor], kappa: float, power: float = 0.5) -> Schedule:
-    """Noise that grows with the shift: alpha = 1, sigma = kappa eta^power. ResShift has power 1/2, the noisy flow 1."""
+    """Noise that grows with the shift: alpha = 1, sigma = kappa eta^power. ResShift has power 1/2, the noisy flow 1.
+
+    Raises:
+        ValueError: for a kappa below 0, or a power that is not positive.
+    """
+    require(0 <= kappa < math.inf, "kappa", kappa, "a number >= 0 is needed")
+    require(0 < power < math.inf, "power", power, "a positive power is needed")
     return lambda t: (torch.ones_like(t), kappa * shift(t) ** power)
 
 

@@ -84,10 +84,10 @@ def solve(
         check.function("callback", callback, "a function (step, t, x, x_theta) is needed")
     process = check.process(model, process, Process)
     points = marginals(process, check.count("steps", steps), grid)
-    plan = applied(method, points, order, getattr(grid, "scale", None))
+    made = applied(method, points, order, getattr(grid, "scale", None))
     check.source(x_hat0, process.field_shape)
     draw, source = as_noise(noise), x_hat0.to(state_dtype(x_hat0))
-    plan = placed(plan, source)
+    plan: Sequence[Step] = placed(made, source)
     watched = _watched(model, x_hat0, plan)
 
     x = start(points[0], plan[0], source, draw)

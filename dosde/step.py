@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .check import require
+from .check import RefusedType, require
 from .process import Marginal
 from .recipe import ByValue
 
@@ -71,6 +71,8 @@ def stacked(marginals: Sequence[Marginal], noise_free: bool = False) -> Marginal
     Raises:
         ValueError: for a process without noise, unless `noise_free` allows it.
     """
+    if not isinstance(marginals, Sequence) or not all(isinstance(m, Marginal) for m in marginals) or len(marginals) < 2:
+        raise RefusedType("marginals", marginals, "a list of at least two, process(t) at decreasing times, is needed")
     m = Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
     needed = "only method.flow solves such a one"
     require(noise_free or bool(m.sigma.any()), "method", None, needed, "the process has no noise (sigma = 0)")
