@@ -20,7 +20,7 @@ import types
 import typing
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -262,6 +262,13 @@ def alike(**tensors: Tensor) -> None:
         raise Refused(", ".join(tensors), tensors, "one shape is needed", shown) from None
 
 
+def keywords(argument: str, value: object) -> None:
+    """Keywords by name, or None."""
+    ok = value is None or (isinstance(value, Mapping) and all(isinstance(name, str) for name in value))
+    if not ok:
+        raise RefusedType(argument, value, "a mapping of names to values is needed")
+
+
 def tau(value: object) -> None:
     """A part of the noise."""
     ok = isinstance(value, numbers.Real) and 0 <= float(value) <= 1
@@ -293,7 +300,7 @@ def scale_number(value: float | Tensor) -> float:
 
 
 def table(argument: str, values: Tensor | Sequence[float], ends: str, falling: bool, least: int = 2) -> Tensor:
-    """A 1-D table that rises or falls, in (0, 1) (strictly falling) or [0, 1], as a float64 tensor of its own."""
+    """A 1-D table as a float64 tensor of its own: strictly falling in (0, 1) with a last 0 allowed, or rising in [0, 1]."""
     try:
         rows = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -301,6 +308,7 @@ def table(argument: str, values: Tensor | Sequence[float], ends: str, falling: b
     ok = rows.ndim == 1 and len(rows) >= least
     require(ok, argument, values, "a 1-D table of at least two values is needed", f"shape {tuple(rows.shape)}")
     bad = ~((rows > 0) & (rows < 1) if falling else (rows >= 0) & (rows <= 1))
+    bad[-1] &= not (falling and rows[-1] == 0)
     if bad.any():
         i = int(bad.nonzero()[0])
         raise Refused(argument, values, ends, f"value {rows[i].item()} at index {i}")

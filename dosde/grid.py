@@ -69,8 +69,6 @@ def respaced(T: int) -> Grid:
     tensor([12.,  8.,  4.,  1.,  0.], dtype=torch.float64)
     """
 
-    check.count("T", T)
-
     def grid(process: Process, steps: int) -> Tensor:
         require(2 <= steps <= T, "steps", steps, f"2 to T = {T} is needed on a respaced table")
         indices = [i * T // steps for i in reversed(range(steps))]

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import check, sde
+from . import check, sde, transition
 from . import shift as _shift
 from .check import Refused, RefusedType, describe, require
 from .recipe import ByValue
 from .schedule import Schedule, with_shift
+from .transition import Transition as Transition
 
 HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounded at the end
 
@@ -55,16 +56,6 @@ class Marginal(ByValue):
     def alpha(self) -> Tensor:
         """The scale of the schedule: a + b."""
         return self.a + self.b
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Transition(ByValue):
-    """The law of x_t given two or three of (x_s, x0, x_hat0): mean = sum of coefficient times tensor, and a std."""
-
-    on_x: Tensor
-    on_x0: Tensor
-    on_x_hat0: Tensor
-    std: Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -183,10 +174,7 @@ class Process(ByValue):
 
         The chain of Eq. 3 has the same marginals, but not the same joint law: see `chain`.
         """
-        m, n = self._ordered(s, t)
-        require(bool((m.a > 0).all()), "s", s, "the SDE cannot be followed from where a = 0")
-        k = n.a / m.a
-        return Transition(k, torch.zeros_like(k), n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
+        return transition.of_sde(*self._ordered(s, t))
 
     def chain(self, s: float | Tensor, t: float | Tensor) -> Transition:
         """The law of x_t | x_s, x0, x_hat0 in the paper's chain (Eq. 3), s <= t.
@@ -194,15 +182,7 @@ class Process(ByValue):
         Its noise is that of plain diffusion, sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, and it needs x0. Marginals (2)
         agree with those of the SDE; the joint law of (x_s, x_t) does not, since there a, not alpha, carries x_s on.
         """
-        m, n = self._ordered(s, t)
-        require(bool((m.alpha > 0).all()), "s", s, "the chain cannot be followed from where alpha = 0")
-        k = n.alpha / m.alpha
-        rises, needed = (
-            n.sigma >= k * m.sigma * (1 - 1e-9),
-            "sigma/alpha falls between them, and the chain of Eq. 3 needs it to rise",
-        )
-        require(bool(rises.all()), "s, t", (s, t), needed, f"{describe(s)}, {describe(t)}")
-        return Transition(k, n.a - k * m.a, n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
+        return transition.of_chain(*self._ordered(s, t))
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Marginal, Marginal]:
         m, n = self(s), self(t)
@@ -281,10 +261,6 @@ def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) ->
     require(0 <= kappa < math.inf, "kappa", kappa, "a number >= 0 is needed")
     eta = _shift.linear() if shift is None else shift
     return Process(with_shift(eta, kappa, 1.0), eta)
-
-
-def _root_of_difference(p: Tensor, q: Tensor) -> Tensor:
-    return torch.sqrt(((p - q) * (p + q)).clamp(min=0))
 
 
 def _first_time_of_one(eta: Callable[[Tensor], Tensor]) -> float:

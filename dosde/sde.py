@@ -1,8 +1,9 @@
-"""The coefficients f, h, g of the forward SDE (Eq. 6), by automatic differentiation of schedule and shift.
+"""Derivatives of schedule and shift, by automatic differentiation: f, h, g of the forward SDE (Eq. 6), and the velocity.
 
 f = d log a / dt,   h = db/dt - f b,   g^2 = d sigma^2/dt - 2 f sigma^2
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from .check import Refused, require
 
 if TYPE_CHECKING:
-    from .process import Process
+    from .process import Marginal, Process
+    from .schedule import Schedule
 
 # Derivatives at t = 0 are taken here instead: the same numbers in float64, but sqrt has a derivative.
 _TINY = 1e-100
@@ -41,6 +43,22 @@ def coefficients(process: "Process", t: float | Tensor) -> tuple[Tensor, Tensor,
         raise Refused("t", t, needed)
     f = da / a
     return f, db - f * b, torch.sqrt((2 * sigma * (dsigma - f * sigma)).clamp(min=0))
+
+
+def velocity(schedule: "Schedule") -> Callable[["Marginal"], tuple[Tensor, ...]]:
+    """The kind d x_t / d t = alpha' x0 + sigma' eps of a flow between data and noise on a schedule, for Denoiser(predicts=...).
+
+    On `schedule.flow()` it is the kind `velocity`; on alpha = cos, sigma = sin of pi t / 2 it is pi/2 times v.
+    """
+
+    def own(m: "Marginal") -> tuple[Tensor, ...]:
+        with torch.inference_mode(False), torch.enable_grad():
+            t = m.t.detach().clone().requires_grad_()
+            alpha, sigma = schedule(t)
+            d_alpha, d_sigma = (_derivative(v, t) for v in (alpha, sigma))
+        return m.sigma, m.sigma * d_alpha - m.alpha * d_sigma, d_sigma, torch.zeros_like(m.sigma)
+
+    return own
 
 
 def _derivative(value: Tensor, time: Tensor) -> Tensor:

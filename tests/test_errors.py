@@ -212,7 +212,11 @@ BEFORE = {
         ValueError,
         r"table: 0\.5 then 0\.6 at index 0",
     ),
-    "alpha table of 0": (made(schedule.from_alphas_cumprod, [0.5, 0.0]), ValueError, r"table: value 0\.0 at index 1"),
+    "alpha table of 0": (
+        made(schedule.from_alphas_cumprod, [0.5, 0.0]),
+        ValueError,
+        "table: 1 above 0; at least two",
+    ),
     "alpha table 2-D": (
         made(schedule.from_alphas_cumprod, torch.ones(2, 2)),
         ValueError,
@@ -227,7 +231,7 @@ BEFORE = {
     "predicts": (
         made(dosde.Denoiser, model, PROCESS, "epsilon"),
         ValueError,
-        r"predicts: 'epsilon'; one of x0, eps, vp_eps, v, residual, sigma_eps, flow \(.* ResShift's epsilon eps",
+        r"predicts: 'epsilon'; one of x0, eps, vp_eps, v, residual, sigma_eps, velocity, flow \(.* ResShift's epsilon eps",
     ),
     "convert": (
         made(prediction.convert, X, X, X, PROCESS(0.1), "x", "v"),
