@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         cold,
         expansion,
         grid,
+        interop,
         matching,
         method,
         noise,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         step,
     )
     from .check import Refused
+    from .law import law
     from .plan import plan
     from .prediction import Denoiser
     from .process import Marginal, Process
@@ -43,6 +45,8 @@ __all__ = [
     "cold",
     "expansion",
     "grid",
+    "interop",
+    "law",
     "matching",
     "method",
     "noise",
@@ -65,6 +69,7 @@ _HOMES = {
     "Marginal": "process",
     "Process": "process",
     "Refused": "check",
+    "law": "law",
     "plan": "plan",
     "solve": "solve",
 }
@@ -72,7 +77,7 @@ _HOMES = {
 
 
 class _Package(types.ModuleType):
-    """`dosde.plan` and `dosde.solve` are the functions, though modules have these names too."""
+    """`dosde.law`, `dosde.plan` and `dosde.solve` are the functions, though modules have these names too."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, types.ModuleType) and _HOMES.get(name) == name:  # an import has just loaded the module

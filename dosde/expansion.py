@@ -89,6 +89,7 @@ def weights(
     Returns:
         (order, steps, *field), float64.
     """
+    order = check.count("order", order)
     if lams[0].numel() > _CHUNK:
         each = np.broadcast_to(np.asarray(power, dtype=np.float64), lams[1:].shape).reshape(len(lams) - 1, -1)
         columns = lams.reshape(len(lams), -1)
@@ -100,6 +101,15 @@ def weights(
         return torch.from_numpy(_weights(lams, order, power, variable, taylor, implicit))
     powers = power if isinstance(power, float | int) else power.tobytes()
     return torch.from_numpy(_remembered(lams.numpy().tobytes(), order, powers, variable, taylor, implicit).copy())
+
+
+def _along(variable: Variable, lams: Tensor) -> Array:
+    """v at some lam, checked."""
+    v: object = variable(lams)
+    if not isinstance(v, Tensor) or v.shape != lams.shape:
+        shown = f"{check.describe(variable)} returns {check.form(v)}"
+        raise check.RefusedType("variable", variable, "a function lam -> v, a tensor of the shape of lam, is needed", shown)
+    return v.numpy()
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,7 +133,7 @@ def _weights(lams: Tensor, order: int, power: float | Array, variable: Variable,
     if order == 1 or (steps == 1 and not implicit):
         return result
 
-    lam, v = lams.numpy(), variable(lams).numpy()
+    lam, v = lams.numpy(), _along(variable, lams)
     finite = np.isfinite(v)
     exists = finite[:-1] & (v[:-1] != v[1:])  # a node, and not the same as the next newer one
     nodes, live = [v[:-1]], [finite[:-1] & finite[1:]]
@@ -147,7 +157,7 @@ def _weights(lams: Tensor, order: int, power: float | Array, variable: Variable,
         tau = length * x
         dw = dx * np.exp(-power * tau)
         dw *= total / dw.sum(0)
-        path = variable(torch.from_numpy(lam[1:] * np.exp(tau))).numpy()
+        path = _along(variable, torch.from_numpy(lam[1:] * np.exp(tau)))
 
         for k in range(1, len(nodes)):
             dw = dw * (path - nodes[0 if taylor else k - 1])

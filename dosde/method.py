@@ -51,6 +51,7 @@ def using(method: Method, **options: Any) -> Method:
     return functools.partial(method, **options)
 
 
+@check.typed
 def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
     """The paper's DoS-SDE Solver-1, 2, 3 (Eq. 41-49, Algorithms 1-3, with z for the misprinted x_hat0 in the noise).
 
@@ -66,6 +67,7 @@ def dos(marginals: Sequence[Marginal], order: int) -> list[Step]:
     return steps(m, c, expansion.weights(m.lam, order, power=2, taylor=True))
 
 
+@check.typed
 def adams(
     marginals: Sequence[Marginal],
     order: int,
@@ -77,7 +79,7 @@ def adams(
     """The reverse SDE, its ODE, or a process between them, with x_theta expanded to any order k.
 
     x_theta is replaced by the polynomial through the last k outputs, so that the order of the expansion is k. The strong order
-    of every such method of the SDE is 1 and its weak order at most 2. On the ODE the order is k, or k + 1 with the corrector.
+    of every such method of the SDE is 1 and its weak order at most 2. Orders on the ODE are those of `ode`.
 
     Args:
         marginals: one for each time of the grid.
@@ -96,6 +98,7 @@ def adams(
     return steps(m, *_multistep(m, order, variable, tau, corrector, denoise))
 
 
+@check.typed
 def ode(
     marginals: Sequence[Marginal],
     order: int,
@@ -105,7 +108,9 @@ def ode(
 ) -> list[Step]:
     """The probability-flow ODE: `adams` with tau = 0. The order is k, or k + 1 with the corrector.
 
-    Noise enters at the start only. The options are those of `adams`.
+    That is so from lam = infinity. From a finite lam the first step, of order 1, leaves its error, and the order is 2, or 3
+    with the corrector, unless `grid.graded_start` cuts the first step. Noise enters at the start only. The options are those
+    of `adams`.
     """
     m = stacked(marginals)
     return steps(m, *_multistep(m, order, variable, 0.0, corrector, denoise))
@@ -121,6 +126,7 @@ def chain(m: Marginal) -> Tensor:
     return m.sigma / m.alpha
 
 
+@check.typed
 def flow(
     marginals: Sequence[Marginal],
     order: int,
@@ -168,7 +174,7 @@ def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
     check.tau(tau)
 
     def method(marginals: Sequence[Marginal], order: int) -> list[Step]:
-        m = stacked(marginals)
+        m, order = stacked(marginals), check.count("order", order)
         c = expansion.ratio(m.lam) ** tau**2
         inflation, shares, rest = matching.plan(m.lam, s, c, order)
         a, sigma = (v.reshape(len(v), *[1] * (inflation.ndim - v.ndim), *v.shape[1:]) for v in (m.a, m.sigma))
@@ -179,6 +185,7 @@ def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
     return method
 
 
+@check.typed
 def resshift(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
     """The posterior q(x_t | x_s, x_hat0, x0 = x_theta) of the paper's chain (Eq. 3): c = alpha_s sigma_t / (alpha_t sigma_s).
 

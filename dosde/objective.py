@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from . import check
 from .check import Refused, describe, require
 from .method import resshift
 from .plan import plan
@@ -29,6 +30,7 @@ from .step import Coefficient
 _EPSILON = torch.finfo(torch.float64).eps
 
 
+@check.typed
 def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
     """The value of a kind of prediction at x_t = process.sample(x0, x_hat0, t, z): what a network should return there.
 
@@ -46,6 +48,7 @@ def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: 
         ValueError: for another kind, for vp_eps and v at sigma = 0, and for flow at b = 0 (of a process with noise).
     """
     known("predicts", predicts, TRAINED)
+    check.alike(x0=x0, x_hat0=x_hat0, z=z)
     if x0.dtype in HALF:
         return target(predicts, process, x0.float(), x_hat0.float(), t, z.float()).to(x0.dtype)
     m = process.over_batch(t, x0)
@@ -67,6 +70,7 @@ def target(predicts: Predicts, process: Process, x0: Tensor, x_hat0: Tensor, t: 
     return on_z * z + on_residual * (x_hat0 - x0) + on_x0 * x0
 
 
+@check.typed
 def loss(
     value: Tensor,
     predicts: Predicts,
@@ -122,12 +126,14 @@ def loss(
     return (w * (error**2 if norm == "l2" else error.abs())).flatten(1).mean(1)
 
 
+@check.typed
 def plain_weight(predicts: Predicts, m: Marginal) -> Tensor:
     """The plain w of ResShift: 1, and 1/sigma^2 for sigma_eps, whose loss is then that of eps."""
     known("predicts", predicts, TRAINED)
     return 1 / m.sigma**2 if predicts == "sigma_eps" else torch.ones_like(m.sigma)
 
 
+@check.typed
 def bound_weights(predicts: Predicts, process: Process, times: Tensor | Sequence[float]) -> Tensor:
     """The weighted w of ResShift, from the variational bound of the chain (Eq. 3), at each of decreasing times but the last.
 
@@ -138,7 +144,8 @@ def bound_weights(predicts: Predicts, process: Process, times: Tensor | Sequence
     Raises:
         ValueError: if no step before has noise, or where x0 does not follow from the prediction.
     """
-    require(len(times) >= 2, "times", times, "at least two are needed", f"{len(times)} of them")
+    shape = tuple(check.values("times", times, "decreasing times").shape)
+    require(len(shape) == 1 and shape[0] >= 2, "times", times, "at least two are needed", f"shape {shape}")
     noise: Coefficient = 0.0
     weights: list[Tensor] = []
     for step in plan(process, len(times) - 1, 1, method=resshift, grid=times):

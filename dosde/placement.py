@@ -1,5 +1,6 @@
 """The dtype that a solve computes in, and plans on its device."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def placed(plan: list[Step], like: Tensor) -> list[Step]:
+def placed(plan: Sequence[Step], like: Tensor) -> Sequence[Step]:
     """A plan whose fields of coefficients are on the device and in the dtype of the state.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A plan: process, grid, method -> list[Step]. All coefficients of a solve are here, in float64, before it begins.
+"""A plan: process, grid, method -> Plan, a list of Steps. All coefficients of a solve are here, in float64, before it begins.
 
 >>> import dosde
 >>> process = dosde.Process(dosde.schedule.scaled_linear(), dosde.shift.cosine(0.5))
@@ -19,8 +19,9 @@ from . import grid as _grid
 from . import method as _method
 from .check import Refused, RefusedType
 from .grid import Grid
+from .law import law, sensitivity
 from .process import Marginal, Process
-from .step import Method, Step
+from .step import Method, Plan, Step
 
 Times = Tensor | Sequence[float]
 """steps + 1 decreasing times in [0, 1]."""
@@ -34,7 +35,7 @@ def plan(
     *,
     method: Method = _method.dos,
     grid: Grid | Times | None = None,
-) -> list[Step]:
+) -> Plan:
     """The steps that `solve` would apply. Printed, they show the method.
 
     Args:
@@ -50,17 +51,29 @@ def plan(
     """
     if not isinstance(process, Process):
         raise RefusedType("process", process, "a dosde.Process is needed")
-    return applied(method, marginals(process, check.count("steps", steps), grid), order)
+    points = marginals(process, check.count("steps", steps), grid)
+    return applied(method, points, order, getattr(grid, "scale", None))
 
 
-def applied(method: Method, marginals: Sequence[Marginal], order: int | None) -> list[Step]:
-    """The steps that a method returns for these marginals, checked."""
+def applied(method: Method, marginals: Sequence[Marginal], order: int | None, scale: object = None) -> Plan:
+    """The steps that a method returns for these marginals, checked.
+
+    Args:
+        method: the method.
+        marginals: one for each time of the grid.
+        order: None is the method's.
+        scale: std of x0 given x_hat0, where the grid was made for one.
+    """
     steps = len(marginals) - 1
     check.function("method", method, "a function (marginals, order) -> steps is needed, such as dosde.method.dos")
     order = min(default_order(method), steps) if order is None else check.order(order, steps)
-    plan = method(marginals, order)
-    check.plan(plan, method, steps, order, Step)
-    check.amplification([_amplification(step, m) for step, m in zip(plan, marginals[1:], strict=True)], order)
+    made = method(marginals, order)
+    check.plan(made, method, steps, order, Step)
+    plan = Plan(made, marginals)
+    check.amplification(sensitivity(plan), order)
+    scale = getattr(method, "scale", scale)
+    if isinstance(scale, int | float) and marginals[0].sigma.any() and not marginals[0].a.ndim:
+        check.spread(float(law(plan, scale).std), float(scale), steps)
     return plan
 
 
@@ -90,12 +103,3 @@ def _times(process: Process, steps: int, grid: Grid | Times | None) -> Tensor:
         shown = f"{check.describe(grid)} fails as (process, steps) -> times ({error})"
         raise RefusedType("grid", grid, "grid.karras(), say, is needed", shown) from error
     return check.times(made, steps, "a function (process, steps) -> times, such as grid.karras(), or ")
-
-
-def _amplification(step: Step, m: Marginal) -> float:
-    """The factor of an error that all outputs have, sum |new| / a_t; the largest of a field."""
-    numbers = [w for w in step.new if isinstance(w, float)]
-    if len(numbers) == len(step.new):
-        return sum(map(abs, numbers)) / m.a.item()
-    total = torch.stack([torch.as_tensor(w, device="cpu").abs() for w in step.new]).sum(0)
-    return float(torch.where(m.a > 0, total / m.a, 0.0).max())  # where a = 0 the step has no output

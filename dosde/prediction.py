@@ -12,6 +12,8 @@ Every kind of prediction is a row (c, p, q, r) of coefficients of the marginal m
     score      -eps / sigma                                     Eq. 9
     residual   x_hat0 - x0                                      what the shift adds to x0
     sigma_eps  x - a x0 - b x_hat0                              the noise as it stands in x
+    velocity   (x - (alpha + sigma) x0) / sigma                 eps - x0 where alpha + sigma = 1 (`schedule.flow`, eta = 0):
+                                                                what SD 3, FLUX and Sana predict
     flow       (x - alpha x0) / b                               the velocity of the rectified flow, x_hat0 - x0 + (sigma/b) eps,
                                                                 by a network that need not see x_hat0
 
@@ -35,11 +37,12 @@ from . import check
 from .check import Refused, require
 from .process import HALF, Marginal, Process
 from .recipe import ByValue
+from .sde import velocity as velocity
 
 Own = Callable[[Marginal], tuple[Tensor | float, ...]]
 """m -> (c, p, q, r), the row of a kind."""
-Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "flow"] | Own
-Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps", "flow"] | Own
+Kind = Literal["x0", "eps", "vp_eps", "v", "score", "residual", "sigma_eps", "velocity", "flow"] | Own
+Predicts = Literal["x0", "eps", "vp_eps", "v", "residual", "sigma_eps", "velocity", "flow"] | Own
 Net = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, x_hat0, t) -> prediction."""
 
@@ -61,6 +64,7 @@ KINDS: dict[str, Own] = {
     "score": lambda m: (-(m.sigma**2), -m.a, 1, -m.b),
     "residual": lambda m: (1, -1, 0, 1),
     "sigma_eps": lambda m: (1, -m.a, 1, -m.b),
+    "velocity": lambda m: (m.sigma, -(m.alpha + m.sigma), 1, 0),
     "flow": lambda m: (m.b, -m.alpha, 1, 0),
 }
 """The table of kinds."""
@@ -68,9 +72,11 @@ TRAINED = tuple(kind for kind in KINDS if kind != "score")  # what a Denoiser an
 _VANISHING = {"eps": "a", "sigma_eps": "a", "score": "a", "vp_eps": "alpha", "flow": "alpha"}  # where p = 0
 _INSTEAD = {"eps": "predict vp_eps, v or x0 instead, or start below t1", "vp_eps": "predict v or x0 instead"}
 _INSTEAD |= {"sigma_eps": _INSTEAD["eps"], "flow": "predict x0 instead"}
-_THEIR_NAMES = "diffusers' epsilon is vp_eps here, v_prediction v, sample x0; ResShift's epsilon eps, epsilon_scale sigma_eps"
+_THEIR_NAMES = "diffusers' epsilon is vp_eps here, v_prediction v, sample x0, flow_prediction velocity; "
+_THEIR_NAMES += "ResShift's epsilon eps, epsilon_scale sigma_eps"
 
 
+@check.typed
 def row(kind: Kind, m: Marginal) -> Row:
     """The row of a kind on a marginal."""
     values = (KINDS[kind] if isinstance(kind, str) else kind)(m)
@@ -84,6 +90,7 @@ def known(argument: str, kind: object, names: Collection[str] = tuple(KINDS), hi
         check.one_of(argument, kind, names, hint)
 
 
+@check.typed
 def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     """The coefficients (k, q, r) of x0 = k value + q x + r x_hat0.
 
@@ -100,6 +107,7 @@ def to_x0(source: Kind, m: Marginal) -> tuple[Tensor, Tensor, Tensor]:
     return c / p, -q / p, -r / p
 
 
+@check.typed
 def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind, target: Kind) -> Tensor:
     """The `target` that belongs to the `source` prediction `value` at x on the marginal m.
 
@@ -116,6 +124,7 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     """
     known("source", source)
     known("target", target)
+    check.alike(value=value, x=x, x_hat0=x_hat0)
     if source == target:
         return value
     if x.dtype in HALF:
@@ -136,6 +145,7 @@ def convert(value: Tensor, x: Tensor, x_hat0: Tensor, m: Marginal, source: Kind,
     return on_value * value + on_x * x + on_source * x_hat0
 
 
+@check.typed
 def combine(value: Tensor, x: Tensor, x_hat0: Tensor, coefficients: tuple[float | Tensor, ...]) -> Tensor:
     """x_theta = k value + q x + r x_hat0 in the dtype of x, with the (k, q, r) of `to_x0`."""
     on_value, on_x, on_source = coefficients
@@ -170,8 +180,7 @@ class Denoiser(ByValue):
     predicts: Predicts = "vp_eps"
 
     def __post_init__(self) -> None:
-        if not callable(self.net):
-            raise check.RefusedType("net", self.net, "a function (x, x_hat0, t) -> tensor is needed")
+        check.function("net", self.net, "a function (x, x_hat0, t) -> tensor is needed")
         if not isinstance(self.process, Process):
             raise check.RefusedType("process", self.process, "a dosde.Process is needed")
         known("predicts", self.predicts, TRAINED, f" ({_THEIR_NAMES})")
@@ -197,8 +206,8 @@ class Denoiser(ByValue):
         parts = to_x0(self.predicts, self.process(t))
         return tuple(c.to(device, dtype) if c.ndim else c.item() for c in parts)
 
-    def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
-        value = self.net(x.to(x_hat0.dtype), x_hat0, t)
+    def __call__(self, x: Tensor, x_hat0: Tensor, t: Tensor, **model_kwargs: Any) -> Tensor:
+        value = self.net(x.to(x_hat0.dtype), x_hat0, t, **model_kwargs)
         check.net(value, x, float(t))
         if self.predicts == "x0":
             return value

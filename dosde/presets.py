@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import grid, method, schedule, shift
+from . import check, grid, method, schedule, shift
 from . import process as _process
 from .check import Refused
 from .process import Marginal, Process
 
 
+@check.typed
 def dossr(steps: int = 5, t1: float = 0.5) -> tuple[Process, Tensor]:
     """The released DoSSR discretisation: (process, times) for solve(..., process=process, grid=times).
 
@@ -25,14 +26,16 @@ def dossr(steps: int = 5, t1: float = 0.5) -> tuple[Process, Tensor]:
     return Process(schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0)), shift.from_table(dossr_etas(t1, T))), times
 
 
+@check.typed
 def dossr_etas(t1: float = 0.5, T: int = 1000) -> Tensor:
     """The shifting sequence of `dossr` on a table of T steps."""
-    T1 = _below(t1, T)
+    T1 = _below(t1, check.count("T", T))
     etas = torch.ones(T, dtype=torch.float64, device="cpu")
     etas[:T1] = (1 - torch.cos(math.pi * torch.linspace(0.001, 0.999, T1, dtype=torch.float64, device="cpu"))) / 2
     return etas
 
 
+@check.typed
 def dossr_times(steps: int, t1: float = 0.5, T: int = 1000) -> Tensor:
     """The times of `dossr` on a table of T steps."""
     if steps < 1:
@@ -57,6 +60,7 @@ def _below(t1: float, T: int) -> int:
 RESSHIFT_ETA_MIN = {15: 0.02**2, 4: 0.1**2}  # T and eta_min
 
 
+@check.typed
 def resshift(steps: int = 15, T: int = 15) -> tuple[Process, Tensor]:
     """The released ResShift: (process, times) for solve(..., order=1, process=process, grid=times, method=method.resshift).
 
@@ -72,6 +76,7 @@ def resshift(steps: int = 15, T: int = 15) -> tuple[Process, Tensor]:
     return process, grid.respaced(T)(process, steps)
 
 
+@check.typed
 def resshift_input_scale(m: Marginal, latent: bool = True) -> Tensor:
     """The factor of x at the input of ResShift's networks: 1/sqrt(sigma^2 + 1) for latents, 1/(3 sigma + 1) for pixels.
 
@@ -80,6 +85,7 @@ def resshift_input_scale(m: Marginal, latent: bool = True) -> Tensor:
     return 1 / torch.sqrt(m.sigma**2 + 1) if latent else 1 / (3 * m.sigma + 1)
 
 
+@check.typed
 def few_step(scale: float | Tensor, tau: float = 0.0) -> dict[str, Any]:
     """Our recommendation for 2 to 20 calls, as keywords for `solve`: solve(model, x_hat0, steps=4, **few_step(scale)).
 

@@ -16,19 +16,17 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from . import check
+from . import check, sde, transition
 from . import shift as _shift
 from .check import Refused, RefusedType, describe, require
 from .recipe import ByValue
 from .schedule import Schedule, with_shift
+from .transition import Transition as Transition
 
-# Derivatives at t = 0 are taken here instead: the same numbers in float64, but sqrt has a derivative.
-_TINY = 1e-100
 HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounded at the end
 
 
@@ -61,16 +59,6 @@ class Marginal(ByValue):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Transition(ByValue):
-    """The law of x_t given two or three of (x_s, x0, x_hat0): mean = sum of coefficient times tensor, and a std."""
-
-    on_x: Tensor
-    on_x0: Tensor
-    on_x_hat0: Tensor
-    std: Tensor
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class Process(ByValue):
     """A domain-shift process of a noise schedule t -> (alpha, sigma) and a shift t -> eta.
 
@@ -97,34 +85,12 @@ class Process(ByValue):
     def __post_init__(self) -> None:
         for name in ("schedule", "shift"):
             check.function(name, getattr(self, name), "a function of t is needed")
-        probe = [self(i / 32) for i in range(33)]
-        self._check_elementwise()
-        for m, n in pairwise(probe):
-            between = f"decreases between t = {m.t:g} and {n.t:g}"
-            rises = bool((n.b * m.alpha >= m.b * n.alpha * (1 - 1e-12)).all())
-            require(rises, "shift", self.shift, "it must not decrease", f"eta {between}")
-            rises = bool((n.sigma * m.a >= m.sigma * n.a * (1 - 1e-12)).all())
-            require(rises, "schedule", self.schedule, "it must not decrease", f"sigma/a {between}")
+        check.path(self)
         if not hasattr(self.shift, "t1"):
             object.__setattr__(self, "shift", _shift.Shift(self.shift, _first_time_of_one(self._eta)))
 
     def __repr__(self) -> str:
         return f"dosde.Process({describe(self.schedule)}, {describe(self.shift)})"
-
-    def _check_elementwise(self) -> None:
-        """Schedule and shift must take many times at once, as a plan asks them."""
-        times = torch.tensor([0.25, 0.5], dtype=torch.float64, device="cpu").reshape(-1, *[1] * len(self.field_shape))
-        try:
-            both = self._marginal(times)
-        except (TypeError, ValueError, RuntimeError) as error:
-            shown = f"fail at a tensor of two times ({error})"
-            raise RefusedType("schedule, shift", self, "torch operations are needed", shown) from None
-        for i, t in enumerate((0.25, 0.5)):
-            one = self(t)
-            for v, w in ((both.a, one.a), (both.b, one.b), (both.sigma, one.sigma)):
-                ok = v.shape == (2, *self.field_shape) and torch.allclose(v[i], w)
-                needed = f"a field must broadcast against times of shape {tuple(times.shape)}"
-                require(ok, "shift", self.shift, needed, "at two times it is not what it is at each")
 
     @property
     def t1(self) -> float:
@@ -144,13 +110,14 @@ class Process(ByValue):
 
     def __call__(self, t: float | Tensor) -> Marginal:
         """The marginal at t in [0, 1]. A tensor t broadcasts against the field of eta, if there is one."""
-        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        require(_within(t, 0, 1), "t", t, "times in [0, 1] are needed")
-        return self._marginal(t)
+        t = check.values("t", t, "a time, or a tensor of them,")
+        require(check.within(t, 0, 1), "t", t, "times in [0, 1] are needed")
+        return self.marginal(t)
 
-    def _marginal(self, t: Tensor) -> Marginal:
+    def marginal(self, t: Tensor) -> Marginal:
+        """The same for a float64 tensor of times that are known to be in [0, 1]. Gradients flow to t."""
         alpha, sigma = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in self.schedule(t))
-        if not (_within(alpha, 0, math.inf) and _within(sigma, 0, math.inf)):
+        if not (check.within(alpha, 0, math.inf) and check.within(sigma, 0, math.inf)):
             shown = f"alpha = {describe(alpha)}, sigma = {describe(sigma)} at t = {describe(t)}"
             raise Refused("schedule", self.schedule, "both must be finite and >= 0", shown)
         eta = self._eta(t)
@@ -160,7 +127,7 @@ class Process(ByValue):
 
     def _eta(self, t: Tensor) -> Tensor:
         eta = torch.as_tensor(self.shift(t), dtype=torch.float64, device="cpu")
-        if not _within(eta, 0, 1):
+        if not check.within(eta, 0, 1):
             i = int((~((eta >= 0) & (eta <= 1))).reshape(-1).nonzero()[0])
             at = (t + torch.zeros_like(eta)).reshape(-1)[i].item()
             shown = f"eta = {eta.reshape(-1)[i].item()} at t = {at:g}"
@@ -171,38 +138,20 @@ class Process(ByValue):
 
     def f(self, t: float | Tensor) -> Tensor:
         """The drift on x, d log a / dt (Eq. 6). Refused where a = 0, since it is infinite there."""
-        return self._sde(t)[0]
+        return sde.coefficients(self, t)[0]
 
     def h(self, t: float | Tensor) -> Tensor:
         """The drift on x_hat0, alpha/(1 - eta) d eta/dt (Eq. 6). Refused where a = 0, since it is infinite there."""
-        return self._sde(t)[1]
+        return sde.coefficients(self, t)[1]
 
     def g(self, t: float | Tensor) -> Tensor:
         """The noise, sqrt(d sigma^2/dt - 2 f sigma^2) (Eq. 6). Refused where a = 0, since it is infinite there."""
-        return self._sde(t)[2]
+        return sde.coefficients(self, t)[2]
 
-    def _sde(self, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self(t)  # the error messages of a bad t
-        field = torch.zeros(self.field_shape, dtype=torch.float64, device="cpu")
-        with torch.inference_mode(False), torch.enable_grad():
-            # One time an element of the field, so that the gradient of a sum is the derivative of each element.
-            time = torch.as_tensor(t, dtype=torch.float64, device="cpu").detach().clone().clamp(min=_TINY) + field
-            time.requires_grad_()
-            m = self._marginal(time)
-            da, db, dsigma = (_derivative(v, time) for v in (m.a, m.b, m.sigma))
-            near = m if m.sigma.requires_grad and m.a.requires_grad else self._marginal(time * 0.999)
-        a, b, sigma = m.a.detach(), m.b.detach(), m.sigma.detach()
-        needed = f"f, h and g are infinite where a = 0, which is so from t1 = {self.t1:g} on"
-        require(bool((a > 0).all()), "t", t, needed)
-        tracked = all(v.requires_grad or torch.equal(v, w) for v, w in ((m.a, near.a), (m.sigma, near.sigma)))
-        if not tracked or not (da.isfinite() & db.isfinite() & dsigma.isfinite()).all():
-            needed = "schedule or shift has no derivative there: make them of torch operations (sigma near t = 0 of expm1)"
-            raise Refused("t", t, needed)
-        f = da / a
-        return f, db - f * b, torch.sqrt((2 * sigma * (dsigma - f * sigma)).clamp(min=0))
-
+    @check.typed
     def score(self, x: Tensor, x_hat0: Tensor, x_theta: Tensor, t: float | Tensor) -> Tensor:
         """The score, -(x - a x_theta - b x_hat0) / sigma^2 (Eq. 9). Refused where sigma = 0."""
+        check.alike(x=x, x_hat0=x_hat0, x_theta=x_theta)
         if x.dtype in HALF:
             return self.score(x.float(), x_hat0.float(), x_theta.float(), t).to(x.dtype)
         m = self.over_batch(t, x)
@@ -211,8 +160,10 @@ class Process(ByValue):
 
     # -- Forward sampling and transitions --------------------------------------------------------------------------
 
+    @check.typed
     def sample(self, x0: Tensor, x_hat0: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
         """A state x_t = a x0 + b x_hat0 + sigma z (Eq. 2), z ~ N(0, I). t is one time, or one for each sample, (batch,)."""
+        check.alike(x0=x0, x_hat0=x_hat0, z=z)
         if x0.dtype in HALF:
             return self.sample(x0.float(), x_hat0.float(), t, z.float()).to(x0.dtype)
         m = self.over_batch(t, x0)
@@ -223,10 +174,7 @@ class Process(ByValue):
 
         The chain of Eq. 3 has the same marginals, but not the same joint law: see `chain`.
         """
-        m, n = self._ordered(s, t)
-        require(bool((m.a > 0).all()), "s", s, "the SDE cannot be followed from where a = 0")
-        k = n.a / m.a
-        return Transition(k, torch.zeros_like(k), n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
+        return transition.of_sde(*self._ordered(s, t))
 
     def chain(self, s: float | Tensor, t: float | Tensor) -> Transition:
         """The law of x_t | x_s, x0, x_hat0 in the paper's chain (Eq. 3), s <= t.
@@ -234,15 +182,7 @@ class Process(ByValue):
         Its noise is that of plain diffusion, sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, and it needs x0. Marginals (2)
         agree with those of the SDE; the joint law of (x_s, x_t) does not, since there a, not alpha, carries x_s on.
         """
-        m, n = self._ordered(s, t)
-        require(bool((m.alpha > 0).all()), "s", s, "the chain cannot be followed from where alpha = 0")
-        k = n.alpha / m.alpha
-        rises, needed = (
-            n.sigma >= k * m.sigma * (1 - 1e-9),
-            "sigma/alpha falls between them, and the chain of Eq. 3 needs it to rise",
-        )
-        require(bool(rises.all()), "s, t", (s, t), needed, f"{describe(s)}, {describe(t)}")
-        return Transition(k, n.a - k * m.a, n.b - k * m.b, _root_of_difference(n.sigma, k * m.sigma))
+        return transition.of_chain(*self._ordered(s, t))
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Marginal, Marginal]:
         m, n = self(s), self(t)
@@ -254,9 +194,9 @@ class Process(ByValue):
 
     def over_batch(self, t: float | Tensor, x: Tensor) -> Marginal:
         """The marginal at one time, or at one for each sample of x (t of shape (batch,)), to broadcast against x."""
-        if not x.is_floating_point():
-            raise RefusedType("x", x, "a floating tensor is needed", str(x.dtype))
-        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        if not x.is_floating_point() or not x.ndim:
+            raise RefusedType("x", x, "a floating batch is needed", check.form(x))
+        t = check.values("t", t, "a time, or a tensor of them,")
         ok = t.ndim == 0 or t.shape == x.shape[:1] or t.ndim == x.ndim > 1
         require(ok, "t", t, f"one time, or {x.shape[0]} of them (one a sample)", f"shape {tuple(t.shape)}")
         return self(t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim == 1 else t)
@@ -271,7 +211,7 @@ class Process(ByValue):
         require(not self.field_shape, "lam", lam, "give times", shown)
         shown = "sigma = 0 at all times of this process, and so is lam"
         require(not self.noise_free, "lam", lam, "give times, or grid.uniform", shown)
-        lam = torch.as_tensor(lam, dtype=torch.float64, device="cpu")
+        lam = check.values("lam", lam, "a noise level, or a tensor of them,")
         least, most = self(0.0).lam, self(self.t1).lam
         inside = bool(((lam >= least) & (lam <= most)).all())
         require(inside, "lam", lam, f"this process has lam from {least:g} at t = 0 to {most:g} at t1")
@@ -283,6 +223,7 @@ class Process(ByValue):
         return torch.where(lam > least, high, 0.0)
 
 
+@check.typed
 def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max: float = 0.99**2, p: float = 0.3) -> Process:
     """The process of ResShift: a = 1 - eta, b = eta, sigma = kappa sqrt(eta), with T etas at t = 1/T .. 1.
 
@@ -298,6 +239,7 @@ def resshift(T: int = 15, kappa: float = 2.0, eta_min: float = 0.02**2, eta_max:
     return Process(with_shift(eta, kappa, 0.5), eta)
 
 
+@check.typed
 def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) -> Process:
     """The rectified flow from the source (FlowIE): x_t = (1 - eta) x0 + eta (x_hat0 + kappa z).
 
@@ -319,26 +261,6 @@ def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) ->
     require(0 <= kappa < math.inf, "kappa", kappa, "a number >= 0 is needed")
     eta = _shift.linear() if shift is None else shift
     return Process(with_shift(eta, kappa, 1.0), eta)
-
-
-def _derivative(value: Tensor, time: Tensor) -> Tensor:
-    """d value/d time, elementwise."""
-    if not value.requires_grad:
-        return torch.zeros_like(time)
-    derivative = torch.autograd.grad(value.sum(), time, retain_graph=True, allow_unused=True)[0]
-    return torch.zeros_like(time) if derivative is None else derivative
-
-
-def _within(values: Tensor, low: float, high: float) -> bool:
-    """All of low <= values <= high, and finite."""
-    if not values.numel():
-        return True
-    least, most = torch.aminmax(values.detach())
-    return low <= least.item() and most.item() <= high and most.item() < math.inf
-
-
-def _root_of_difference(p: Tensor, q: Tensor) -> Tensor:
-    return torch.sqrt(((p - q) * (p + q)).clamp(min=0))
 
 
 def _first_time_of_one(eta: Callable[[Tensor], Tensor]) -> float:

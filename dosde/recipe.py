@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .check import describe
+from .check import describe, typed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,21 +27,27 @@ R = TypeVar("R")
 def maker(function: Callable[P, R]) -> Callable[P, R]:
     """A function that returns functions, as one whose results say which call made them.
 
-    Tensors among the arguments are copied: what is made does not change when the caller writes to them.
+    Arguments of a type that the annotations do not allow are refused. Tensors are copied: what is made does not change when
+    the caller writes to them.
     """
+
+    made = typed(function)
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> R:
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
         bound.arguments.update({name: _copied(value) for name, value in bound.arguments.items()})
-        return cast(R, Made(make, bound, cast(Callable[..., Any], function(*bound.args, **bound.kwargs))))
+        return cast(R, Made(make, bound, cast(Callable[..., Any], made(*bound.args, **bound.kwargs))))
 
     return make
 
 
 class Made:
-    """The function that a maker returned, with the call that made it; its other attributes are those of the function."""
+    """The function that a maker returned, with the call that made it.
+
+    Attributes of the function are attributes of it, and so are the arguments of the call.
+    """
 
     def __init__(self, maker: Callable[..., Any], call: inspect.BoundArguments, function: Callable[..., Any]) -> None:
         self._maker, self._call = maker, call
@@ -53,6 +59,8 @@ class Made:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if name in self._call.arguments and not hasattr(self.__wrapped__, name):
+            return self._call.arguments[name]
         return getattr(self.__wrapped__, name)
 
     @functools.cached_property

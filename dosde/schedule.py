@@ -78,19 +78,68 @@ def from_alphas_cumprod(table: Tensor | Sequence[float]) -> Schedule:
     """The VP schedule through a table of alpha^2, index i at t = (i + 1)/T.
 
     B is interpolated by monotone cubics through every node and through B(0) = 0. So it is continuously differentiable, with
-    alpha = 1 and sigma = 0 at t = 0.
+    alpha = 1 and sigma = 0 at t = 0. Where the last entry is 0 (zero terminal SNR), B is infinite there, and in the last
+    interval alpha^2 falls linearly.
 
     Args:
-        table: 1-D, strictly decreasing, within (0, 1). A diffusers scheduler has it as `scheduler.alphas_cumprod`.
+        table: 1-D, strictly decreasing, within (0, 1), but for a last entry of 0. A diffusers scheduler has it as
+            `scheduler.alphas_cumprod`.
 
     Raises:
         ValueError: for another table.
     """
-    values = check.table("table", table, "alpha^2 must lie strictly between 0 and 1", falling=True)
-    nodes = torch.arange(len(values) + 1, dtype=torch.float64, device="cpu") / len(values)
-    return _vp(pchip(nodes, torch.cat([values.new_zeros(1), -values.log()])))
+    values = check.table("table", table, "alpha^2 must lie strictly between 0 and 1; the last may be 0", falling=True)
+    T, ends = len(values), bool(values[-1] == 0)
+    finite = values[: T - ends]
+    require(len(finite) >= 2, "table", table, "at least two values above 0 are needed", f"{len(finite)} above 0")
+    nodes = torch.arange(len(finite) + 1, dtype=torch.float64, device="cpu") / T
+    B = pchip(nodes, torch.cat([values.new_zeros(1), -finite.log()]))
+    if not ends:
+        return _vp(B)
+
+    def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
+        (alpha, sigma), last = _vp(B)(t), t > nodes[-1]
+        left = torch.where(last, finite[-1] * (T - T * t), 0.5)  # alpha^2 there; elsewhere no root of it is taken
+        return torch.where(last, left.sqrt(), alpha), torch.where(last, (1 - left).sqrt(), sigma)
+
+    return schedule
 
 
+def zero_terminal_snr(table: Tensor | Sequence[float]) -> Tensor:
+    """A table of alpha^2 shifted and scaled so that it ends at 0 and begins as before (Lin et al. 2024, Algorithm 1).
+
+    It is what `rescale_betas_zero_snr` of diffusers' schedulers does, but for their last entry of 2^-24. Networks of it
+    predict v or x0, since eps tells nothing of x0 at alpha = 0.
+
+    Raises:
+        ValueError: for a table that `from_alphas_cumprod` does not take.
+    """
+    alpha = check.table("table", table, "alpha^2 must lie strictly between 0 and 1; the last may be 0", falling=True).sqrt()
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+
+
+@maker
+def flow(shift: float = 1.0) -> Schedule:
+    """The rectified flow between data and noise: alpha = 1 - s, sigma = s (SD 3, FLUX, Sana), from t = 1, noise alone.
+
+    Its networks predict the kind `velocity`, eps - x0. The flow from a source to data is `process.flow`.
+
+    Args:
+        shift: s = shift t / (1 + (shift - 1) t), as diffusers' FlowMatchEulerDiscreteScheduler has it. It moves times only.
+
+    Raises:
+        ValueError: unless it is positive and finite.
+    """
+    require(0 < shift < math.inf, "shift", shift, "a positive number is needed")
+
+    def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
+        rest = 1 + (shift - 1) * t
+        return (1 - t) / rest, shift * t / rest
+
+    return schedule
+
+
+@check.typed
 def table_index(t: float | Tensor, T: int = 1000) -> int:
     """The index at which a network that was trained on a table of T steps is called at time t: the nearest, at least 0.
 
@@ -99,7 +148,9 @@ def table_index(t: float | Tensor, T: int = 1000) -> int:
     >>> table_index(0.25), table_index(1.0), table_index(0.0)
     (249, 999, 0)
     """
-    return max(round(float(t) * check.count("T", T)) - 1, 0)
+    time = check.values("t", t, "a time in [0, 1]")
+    require(time.ndim == 0 and 0 <= float(time) <= 1, "t", t, "a time in [0, 1] is needed")
+    return max(round(time.item() * check.count("T", T)) - 1, 0)
 
 
 @maker
@@ -110,7 +161,13 @@ def ve(sigma: Callable[[Tensor], Tensor]) -> Schedule:
 
 @maker
 def with_shift(shift: Callable[[Tensor], Tensor], kappa: float, power: float = 0.5) -> Schedule:
-    """Noise that grows with the shift: alpha = 1, sigma = kappa eta^power. ResShift has power 1/2, the noisy flow 1."""
+    """Noise that grows with the shift: alpha = 1, sigma = kappa eta^power. ResShift has power 1/2, the noisy flow 1.
+
+    Raises:
+        ValueError: for a kappa below 0, or a power that is not positive.
+    """
+    require(0 <= kappa < math.inf, "kappa", kappa, "a number >= 0 is needed")
+    require(0 < power < math.inf, "power", power, "a positive power is needed")
     return lambda t: (torch.ones_like(t), kappa * shift(t) ** power)
 
 

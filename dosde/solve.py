@@ -4,8 +4,10 @@ The state is float32 (float64 for float64 input) whatever the dtype of the model
 more than the error of the solver. Nothing in the loop waits for the device.
 """
 
+import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +42,7 @@ def solve(
     noise: Noise | torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """A sample of x0 given x_hat0, in `steps` model calls: the reverse domain-shift SDE (Eq. 7), or its ODE, solved.
 
@@ -61,6 +64,7 @@ def solve(
         callback: called as callback(step, t, x, x_theta) after each model call, with copies. It can collect them for a
             trajectory.
         progress: show a tqdm bar.
+        model_kwargs: further keywords of each model call: model(x, x_hat0, t, **model_kwargs).
 
     Returns:
         The state at the last time, x0 where that is 0, in the shape, dtype and device of x_hat0.
@@ -82,13 +86,14 @@ def solve(
     check.function("model", model, "a function (x, x_hat0, t) -> x_theta is needed", check.form(model))
     if callback is not None:
         check.function("callback", callback, "a function (step, t, x, x_theta) is needed")
+    check.keywords("model_kwargs", model_kwargs)
     process = check.process(model, process, Process)
     points = marginals(process, check.count("steps", steps), grid)
-    plan = applied(method, points, order)
+    made = applied(method, points, order, getattr(grid, "scale", None))
     check.source(x_hat0, process.field_shape)
     draw, source = as_noise(noise), x_hat0.to(state_dtype(x_hat0))
-    plan = placed(plan, source)
-    watched = _watched(model, x_hat0, plan)
+    plan: Sequence[Step] = placed(made, source)
+    watched = _watched(model, x_hat0, plan, model_kwargs)
 
     x = start(points[0], plan[0], source, draw)
     past: deque[Tensor] = deque(maxlen=max(len(step.new) for step in plan))
@@ -134,11 +139,12 @@ def _add(x: Tensor, y: Tensor, c: Coefficient) -> None:
         x.add_(y, alpha=c)
 
 
-def _watched(model: Model, x_hat0: Tensor, plan: Sequence[Step]) -> check.Watched:
+def _watched(model: Model, x_hat0: Tensor, plan: Sequence[Step], more: Mapping[str, Any] | None) -> check.Watched:
     """The model of the loop. A Denoiser gets the state as it is, a bare model gets it in the dtype of x_hat0."""
     dtype = x_hat0.dtype
     if isinstance(model, Denoiser):
         dtype = state_dtype(x_hat0)
         for step in plan:  # ValueError where the prediction is undefined
             model.coefficients(step.t, x_hat0.device, dtype)
-    return check.Watched(model, x_hat0, dtype, torch.tensor([step.t for step in plan], dtype=torch.float64, device="cpu"))
+    times = torch.tensor([step.t for step in plan], dtype=torch.float64, device="cpu")
+    return check.Watched(functools.partial(model, **more) if more else model, x_hat0, dtype, times)

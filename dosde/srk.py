@@ -25,6 +25,7 @@ from .recipe import maker
 from .step import Coefficient, Step, stacked, steps
 
 
+@check.typed
 def srk(marginals: Sequence[Marginal], order: int = 2) -> list[Step]:
     """The method: strong order 1.5 with the noise of `Stages`, weak order 2 with any.
 

@@ -11,7 +11,7 @@ is the probability-flow ODE, c = rho the reverse SDE (Eq. 11), c = rho^(tau^2) h
 chain of Eq. 3 is another such c. A method is a choice of c and w: see `method`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .check import require
+from .check import RefusedType, require
 from .process import Marginal
 from .recipe import ByValue
 
@@ -50,6 +50,17 @@ class Step(ByValue):
         return f"t {self.t:.4f} -> {self.t_next:.4f}:  x = {terms}"
 
 
+class Plan(list[Step]):
+    """The steps of a solve, with the marginals at their steps + 1 times."""
+
+    def __init__(self, steps: Iterable[Step], marginals: Sequence[Marginal]) -> None:
+        super().__init__(steps)
+        self.marginals = tuple(marginals)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Plan, (list(self), self.marginals)
+
+
 Method = Callable[[Sequence[Marginal], int], list[Step]]
 """(marginals, order) -> steps, one marginal for each time of the grid."""
 
@@ -60,6 +71,8 @@ def stacked(marginals: Sequence[Marginal], noise_free: bool = False) -> Marginal
     Raises:
         ValueError: for a process without noise, unless `noise_free` allows it.
     """
+    if not isinstance(marginals, Sequence) or not all(isinstance(m, Marginal) for m in marginals) or len(marginals) < 2:
+        raise RefusedType("marginals", marginals, "a list of at least two, process(t) at decreasing times, is needed")
     m = Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
     needed = "only method.flow solves such a one"
     require(noise_free or bool(m.sigma.any()), "method", None, needed, "the process has no noise (sigma = 0)")

@@ -1,7 +1,7 @@
 """Orders as slopes, in float64, tolerance 0.2: the studies of benchmarks/convergence.py, whose table the docs show."""
 
 import pytest
-from convergence import DETERMINISTIC, METHODS, NOISES, QUICK, drift, ode, slope, strong, weak
+from convergence import DETERMINISTIC, METHODS, NOISES, QUICK, drift, late, ode, slope, started, strong, weak
 
 STOCHASTIC = [(name, order) for name, (_, orders) in METHODS.items() if name not in DETERMINISTIC for order in orders]
 ODES = [(name, order) for name, (_, orders) in METHODS.items() if name in DETERMINISTIC for order in orders]
@@ -31,6 +31,18 @@ def test_an_ode_method_has_its_order(name, order):
     expected = order + name.endswith("corrector")
     assert measured(ode, name, order) == pytest.approx(expected, abs=0.2)
     assert measured(weak, name, order) == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:order")  # the outputs of a graded start lie close together
+@pytest.mark.parametrize(
+    ("name", "order"), [("ode", 3), ("ode", 4), ("ode, v", 3), ("ode, corrector", 2), ("ode, corrector", 3)]
+)
+def test_from_a_finite_lam_a_graded_start_keeps_the_order_and_nothing_else_does(name, order):
+    """The first step is of order 1, or 2 with the corrector, and its error stays."""
+    corrected = name.endswith("corrector")
+    assert measured(started, name, order, corrected) == pytest.approx(order + corrected, abs=0.25)
+    if order + corrected == 4:
+        assert measured(late, name, order) < 3.4
 
 
 @pytest.mark.parametrize(("name", "order"), [p for p in STOCHASTIC if p[0] not in ("resshift", "srk")])

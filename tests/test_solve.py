@@ -124,6 +124,7 @@ def test_models_see_their_own_dtype_and_the_state_stays_float32():
     assert float((exact - rounded).std()) < 2e-3
 
 
+@pytest.mark.filterwarnings("ignore:order")  # order 3 on 20 uniform steps and more amplifies
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("name", "steps"),
@@ -194,10 +195,11 @@ def test_import_needs_torch_and_numpy_alone():
 
 
 def test_a_plan_that_amplifies_says_so():
-    with pytest.warns(UserWarning, match=r"order: 3; step 199 multiplies errors of the model by up to 1\d\d\d"):
+    with pytest.warns(UserWarning, match=r"order: 3 with 200 steps; it multiplies .* by up to 1\d\d\d, those of step 198 most"):
         dosde.plan(PROCESS, 200, 3, grid=dosde.grid.log_lam())
 
 
+@pytest.mark.filterwarnings("ignore:order")
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("how", [method.dos, method.ode])
 def test_few_latents_are_alive_and_few_operations_touch_them(order, how):
@@ -209,6 +211,7 @@ def test_few_latents_are_alive_and_few_operations_touch_them(order, how):
     assert latents.operations <= (order + 6) * steps + 5  # and the start
 
 
+@pytest.mark.filterwarnings("ignore:order")
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize(
     "how", [functools.partial(method.adams, corrector=True), method.matched(0.2), method.matched(0.2, tau=1)]
