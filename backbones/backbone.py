@@ -21,6 +21,7 @@ A backbone of the command line also has a module with `ABOUT`, a few words, and 
 import functools
 import inspect
 import math
+import numbers
 import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 import dosde
+from backbones.pictures.values import unit
 from dosde.check import Refused, describe, require
 from dosde.solve import Model
 
@@ -40,7 +42,7 @@ L = TypeVar("L", bound="Loaded")
 
 
 class Backbone(Protocol):
-    """What upscales pictures. Pictures are (batch, channels, height, width) in [0, 1], with 1 or 3 channels."""
+    """What upscales pictures: (batch, channels, height, width) in [0, 1], float32, with 1 or 3 channels."""
 
     least_scale: float
     """The least scale that is possible; 0 means that every scale above 0 is."""
@@ -90,7 +92,7 @@ def upscale(
 
     Args:
         backbone: what `load` returns, or an object of yours with the members of `Backbone`.
-        picture: (batch, 1 or 3, height, width) in [0, 1].
+        picture: (batch, 1 or 3, height, width), floating in [0, 1], uint8 or uint16 (`backbones.pictures.values`).
         scale: at least 1, or what the backbone's `least_scale` says.
         steps: model calls.
         order: the order of the solver. None is the backbone's.
@@ -103,6 +105,7 @@ def upscale(
     Raises:
         ValueError: for what the backbone cannot take, and as `dosde.solve` does.
     """
+    picture = check(picture, scale, backbone.least_scale)
     with torch.no_grad():
         x_hat0, conditioning = backbone.encode(picture, scale, noise)
         model = backbone.denoiser(conditioning)
@@ -111,19 +114,25 @@ def upscale(
         return backbone.decode(x0, conditioning)
 
 
-def check(picture: Tensor, scale: float) -> None:
-    """Refuses pictures and scales that no backbone takes; `encode` may call it first.
+def check(picture: Tensor, scale: float, least: float = 1.0) -> Tensor:
+    """The picture as every backbone takes it, float32 in [0, 1]; refused for what none takes. `encode` may call it first.
 
     Args:
-        picture: (batch, 1 or 3, height, width), with at least one pixel.
-        scale: finite, at least 1.
+        picture: (batch, 1 or 3, height, width), with at least one pixel: floating in [0, 1], uint8 or uint16.
+        scale: finite, at least `least`; above 0, where that is 0.
+        least: the `least_scale` of the backbone.
 
     Raises:
         Refused: for anything else.
     """
-    ok = picture.ndim == 4 and picture.shape[1] in (1, 3) and picture.numel() > 0
-    require(ok, "picture", picture, "(batch, 1 or 3, height, width) is needed", f"shape {tuple(picture.shape)}")
-    require(1 <= scale < math.inf, "scale", scale, "a number of at least 1 is needed")
+    if isinstance(picture, Tensor):
+        ok = picture.ndim == 4 and picture.shape[1] in (1, 3) and picture.numel() > 0
+        require(ok, "picture", picture, "(batch, 1 or 3, height, width) is needed", f"shape {tuple(picture.shape)}")
+    needed = f"a number of at least {least:g} is needed" if least else "a number above 0 is needed"
+    given: object = scale
+    number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+    require(number and max(least, 1e-9) <= scale < math.inf, "scale", scale, needed)
+    return unit("picture", picture)
 
 
 def device(name: str) -> torch.device:

@@ -104,7 +104,7 @@ def _by_stem(name: str, folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise Refused(name, folder, "no such folder")
     files: dict[str, list[Path]] = {}
-    for path in images.listed(folder):
+    for path in images.listed(folder)[0]:
         files.setdefault(path.stem, []).append(path)
     if not files:
         raise Refused(name, folder, f"a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
@@ -167,7 +167,7 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
         ValueError, OSError: where a file is missing, ambiguous, broken or of another size.
     """
     scale, crop = pairs.scale, pairs.crop
-    whole = images.read(_only(pairs.hr[name], "of high resolution")).colour
+    whole = images.read(_only(pairs.hr[name], "of high resolution")).visible
     height, width = (side // scale * scale for side in whole.shape[-2:])
     least = crop or scale
     if min(height, width) < least:
@@ -180,13 +180,13 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
 
     low = None
     if pairs.lr is not None:
-        low = images.read(_only(pairs.lr[name], "of low resolution")).colour
+        low = images.read(_only(pairs.lr[name], "of low resolution")).visible
         if (low.shape[-2] * scale, low.shape[-1] * scale) != (height, width):
             needed = f"{width // scale}x{height // scale}"
             raise ValueError(f"of low resolution it has {sides(low)} pixels; {needed}, of {sides(whole)}, are needed")
         low = low[..., y // scale : bottom // scale, x // scale : right // scale].contiguous()
     if pairs.results is not None:
-        picture = images.read(_only(pairs.results[name], "among the results")).colour
+        picture = images.read(_only(pairs.results[name], "among the results")).visible
         if picture.shape[-2:] in (whole.shape[-2:], (height, width)):
             picture = picture[box]
         elif picture.shape[-2:] != truth.shape[-2:]:

@@ -78,11 +78,20 @@ def check(path: Path) -> None:
     Raises:
         OSError: where it could not.
     """
-    with contextlib.suppress(FileNotFoundError):
-        path.lstat()  # refuses a name that is too long
+    check_name(path)
     part = _beside(path)
     part.touch(exist_ok=False)
     part.unlink()
+
+
+def check_name(path: Path) -> None:
+    """Finds out whether a file could have this name, without one that is too long.
+
+    Raises:
+        OSError: where it could not.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()
 
 
 def sweep(folder: Path) -> None:

@@ -276,7 +276,7 @@ def test_16_bits_become_8_where_the_format_has_no_more(tmp_path, suffix, channel
 def test_pictures_of_unknown_range_are_refused(tmp_path, capsys):
     Image.fromarray(colour(1)[..., 0].astype(np.float32) / 255).save(tmp_path / "a.tif")
     assert run(tmp_path / "a.tif", "-o", tmp_path / "out") == 1
-    assert "a.tif: mode F, 32 bits a pixel, of unknown range" in capsys.readouterr().err
+    assert "a.tif: floating samples of 32 bits in a TIFF, of unknown range" in capsys.readouterr().err
 
 
 def test_alpha_for_a_format_without_is_refused_before_the_work(tmp_path, capsys):

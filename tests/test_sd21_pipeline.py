@@ -23,7 +23,8 @@ import diffusers
 import huggingface_hub
 
 from backbones.pictures.io import mirrored
-from backbones.sd21 import DoSSRPipeline, malloc, parts, tiles
+from backbones.sd21 import DoSSRPipeline, backbone, malloc, parts, tiles
+from backbones.sd21.stages import PROMPT
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
 
@@ -117,7 +118,8 @@ def test_guidance(pipe, recorded):
 def test_the_files_of_the_released_command_line(pipe, recorded, fix, steps):
     image = PIL.Image.fromarray(recorded["lr_uint8"].numpy())
     how = {"source": recorded["cli/noise_posterior"], "noise": played(recorded, "cli/"), "color_fix": fix}
-    made = np.asarray(pipe(image, num_inference_steps=steps, **how).images[0]).astype(int)
+    made = pipe(image, num_inference_steps=steps, output_type="pt", **how).images[0].permute(1, 2, 0)
+    made = (made * 255).numpy().astype(int)  # the release cuts off; PIL output is rounded
     difference = np.abs(made - recorded[f"cli/{fix}_s{steps}/png"].numpy().astype(int))
     assert difference.max() <= 1  # cut off at another multiple of 1/255
     assert (difference > 0).mean() < 5e-4
@@ -218,6 +220,31 @@ def test_sizes_modes_and_scales(pipe, size, mode, scale):
     made = pipe(image, scale, num_inference_steps=1, generator=seeded()).images[0]
     assert made.size == tuple(max(1, round(side * scale)) for side in size)
     assert made.mode == {"L": "L", "I;16": "L", "1": "L", "LA": "LA", "RGBA": "RGBA"}.get(mode, "RGB")
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_hidden_colours_do_not_bleed(pipe, scale):
+    """Two pictures that look alike give results that look alike, which are as opaque as they were."""
+    made = []
+    for hidden in (0, 255):
+        array = np.array(drawn(24, 16, "RGB").convert("RGBA"))
+        array[:8, :12] = hidden, 255 - hidden, hidden, 0
+        made.append(np.array(pipe(PIL.Image.fromarray(array), scale, num_inference_steps=1, generator=seeded()).images[0]))
+    assert np.array_equal(made[0][..., 3], made[1][..., 3])
+    assert made[0][-4:, -4:, 3].min() == 255
+    assert np.array_equal(made[0] * (made[0][..., 3:] > 0), made[1] * (made[1][..., 3:] > 0))
+
+
+def test_the_backbone_refuses_other_ranges(pipe):
+    model = backbone.DoSSR(pipe, pipe.encode_prompt(PROMPT), None, 1.0, "wavelet", "mode", None, None)
+    for picture in (
+        torch.rand(1, 3, 8, 8) * 255,
+        torch.rand(1, 3, 8, 8).int(),
+        torch.rand(1, 3, 8, 8) / 0,
+        torch.rand(3, 8, 8),
+    ):
+        with pytest.raises(ValueError, match="picture: "):
+            model.encode(picture, 2.0)
 
 
 class Block(torch.nn.Module):
@@ -640,6 +667,11 @@ def test_other_prompts_need_the_text_tower(pipe, tmp_path):
         ({"image": 255 * torch.rand(3, 8, 8)}, r"image: tensor .* values in \[0, 1\] are needed"),
         ({"image": torch.full((3, 8, 8), float("nan"))}, r"values in \[0, 1\] are needed"),
         ({"image": torch.zeros(3, 8, 8, dtype=torch.int64)}, r"uint8, uint16, or floating"),
+        ({"image": np.full((4, 4, 3), 200.0)}, r"image: array .* from 200 to 200; values in \[0, 1\] are needed"),
+        ({"image": [np.zeros((4, 4, 3)), np.zeros((4, 4, 3), np.int32)]}, r"uint8, uint16, or floating"),
+        ({"image": [[0.5, 0.5], [0.5, 0.5]]}, "image: float; a PIL image, an array"),
+        ({"image": np.zeros((4, 4), bool)}, r"uint8, uint16, or floating"),
+        ({"image": np.zeros((0, 4, 3))}, r"is needed"),
         ({"image": PIL.Image.new("F", (4, 4))}, "mode F, 32 bits"),
         ({"scale": 0}, "scale: 0; a number above 0"),
         ({"scale": float("nan")}, "scale: nan; a number above 0"),

@@ -13,10 +13,11 @@ import torch
 
 from backbones import whole
 from backbones.pictures import io as images
+from backbones.pictures.formats import WRITTEN
 from backbones.pictures.resize import bicubic
 from dosde.check import require
 
-from .options import Unusable, add_backbones, add_solver, loaded, path_of, reason_of, solver_of, warn_above_bars
+from .options import Unusable, add_backbones, add_solver, flags, loaded, path_of, reason_of, solver_of, warn_above_bars
 
 if TYPE_CHECKING:
     from .options import Commands
@@ -36,6 +37,8 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", type=path_of, metavar="INPUT", help="a picture, or a folder of pictures")
     parser.add_argument("-o", "--out", type=path_of, required=True, metavar="OUT", help="a folder, or a file for one INPUT")
     add_solver(parser)
+    quality = "1 to 100, of one result in JPEG (default: 95) or WebP (default: without loss)"
+    parser.add_argument("--quality", type=int, metavar="N", help=quality)
     parser.add_argument("--overwrite", action="store_true", help="make outputs anew that exist")
     add_backbones(parser)
     return parser
@@ -50,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         jobs = _jobs(arguments.inputs, arguments.out, arguments.scale)
     except OSError as error:
         raise Unusable(f"INPUT, --out: {error}") from None
+    with flags():
+        images.check_quality(arguments.quality, [target for _, target in jobs])
     one = len(jobs) == 1
     backbone = loaded(solver, "upscale", one)
     folder = jobs[0][1].parent
@@ -68,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             if target.is_file() and not arguments.overwrite:
                 kept, said = kept + 1, f"kept    {target} (exists; --overwrite makes it anew)"
             else:
-                size = _one(source, target, lambda picture: solver.upscaled(backbone, picture, one))
+                size = _one(source, target, solver.scale, arguments.quality, lambda x: solver.upscaled(backbone, x, one))
                 said = f"wrote   {target} ({size})"
         except Exception as error:  # whatever is wrong with a file costs that file alone
             failed.append(source)
@@ -88,20 +93,20 @@ def _jobs(inputs: Sequence[Path], out: Path, scale: float) -> list[tuple[Path, P
         if given.is_dir():
             needed = "another folder than INPUT is needed, or results would be taken for pictures next time"
             require(not (out.is_dir() and given.samefile(out)), "--out", out, needed)
-            found = images.listed(given)
+            found, _ = images.listed(given)
             require(bool(found), "INPUT", given, f"a folder with pictures ({suffixes}) is needed")
             sources += found
         else:
             require(given.exists(), "INPUT", given, "no such file or folder")
             sources.append(given)
     sources = list({p.resolve(): p for p in reversed(sources)}.values())[::-1]  # each once, however it is named
-    if out.suffix.lower() in images.SUFFIXES and not out.is_dir():
+    if out.suffix.lower() in WRITTEN and not out.is_dir():
         several = len(sources) > 1 or inputs[0].is_dir()
         require(not several, "--out", out, "a folder is needed for a folder or several pictures")
         targets = [out]
     else:
         file = len(sources) == 1 and not out.is_dir() and 2 < len(out.suffix) < 6 and out.suffix[1].isalpha()
-        require(not file, "--out", out, f"a folder, or a file that ends in {suffixes}, is needed")
+        require(not file, "--out", out, f"a folder, or a file that ends in {' '.join(WRITTEN)}, is needed")
         require(out.is_dir() or not out.exists(), "--out", out, "it exists and is not a folder")
         targets = [out / name for name in _names(sources, scale)]
         for target, count in Counter(targets).items():
@@ -120,14 +125,21 @@ def _names(sources: Sequence[Path], scale: float) -> list[str]:
     return [f"{p.stem}{suffix}_x{scale:.12g}.png" for p, suffix in zip(sources, suffixes, strict=True)]
 
 
-def _one(source: Path, target: Path, upscaled: Callable[[torch.Tensor], torch.Tensor]) -> str:
+def _one(
+    source: Path, target: Path, scale: float, quality: int | None, upscaled: Callable[[torch.Tensor], torch.Tensor]
+) -> str:
     """Upscales one file; returns its sizes in words."""
+    from tqdm import tqdm
+
     picture = images.read(source)
-    images.check(target, picture)
-    colour = upscaled(picture.colour)
+    height, width = (max(1, round(side * scale)) for side in picture.colour.shape[-2:])
+    images.check(target, picture, (height, width))
+    if picture.frames > 1:
+        tqdm.write(f"note    {source}: it has {picture.frames} frames or pages, and the first is taken", file=sys.stderr)
+    colour = upscaled(picture.visible)
     alpha = picture.alpha
     if alpha is not None:
         alpha = bicubic(alpha, colour.shape[-2:]).clamp(0, 1)
-    images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile))
+    images.write(target, images.Picture(colour, alpha, picture.bits, picture.profile), quality)
     before, after = picture.colour.shape, colour.shape
     return f"{before[3]}x{before[2]} -> {after[3]}x{after[2]}"

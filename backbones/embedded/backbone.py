@@ -109,7 +109,7 @@ class Embedded(backbone.Loaded):
         Raises:
             Refused: for another shape or scale.
         """
-        backbone.check(picture, scale)
+        picture = backbone.check(picture, scale)
         h, w = picture.shape[-2:]
         size = max(1, round(h * scale)), max(1, round(w * scale))
         place = self.network.weight.device

@@ -65,11 +65,11 @@ class StationaryGaussian(backbone.Loaded):
         Raises:
             Refused: for another shape or scale.
         """
-        backbone.check(picture, scale)
+        picture = backbone.check(picture, scale)
         h, w = picture.shape[-2:]
         size = H, W = max(1, round(h * scale)), max(1, round(w * scale))
         z = gaussian.dct2(_to_opponent(2 * picture - 1)) * math.sqrt(H * W / (h * w))
-        blur = _blur(torch.arange(h) / h)[:, None] * _blur(torch.arange(w) / w)
+        blur = _blur(_grid(h) / h)[:, None] * _blur(_grid(w) / w)
         if scale == 1:
             blur = torch.ones_like(blur)
         rounding = _ROUNDING * H * W / (h * w)
@@ -80,13 +80,13 @@ class StationaryGaussian(backbone.Loaded):
             rho = torch.sqrt(y[:, None] ** 2 + x**2).clamp(min=0.5 / max(h, w))
             return A * rho**-beta
 
-        y, x = torch.arange(h) / h, torch.arange(w) / w
+        y, x = _grid(h) / h, _grid(w) / w
         noise = rounding + torch.zeros_like(spectrum(y, x))
         for fold_y, fold_x in ((True, False), (False, True), (True, True)):
             q, p = 2 - y if fold_y else y, 2 - x if fold_x else x
             noise = noise + spectrum(q, p) * (_blur(q)[:, None] * _blur(p)) ** 2
-        variance = spectrum(torch.arange(H) / h, torch.arange(W) / w)
-        mean, source = torch.zeros(*z.shape[:2], *size), torch.zeros(*z.shape[:2], *size)
+        variance = spectrum(_grid(H) / h, _grid(W) / w)
+        mean, source = z.new_zeros(*z.shape[:2], *size), z.new_zeros(*z.shape[:2], *size)
         source[..., :h, :w] = z
         seen = variance[..., :h, :w] * blur**2 + noise
         mean[..., :h, :w] = variance[..., :h, :w] * blur / seen * z
@@ -113,6 +113,11 @@ def _from_opponent(x: Tensor) -> Tensor:
     return x if x.shape[1] == 1 else torch.einsum("oc,bohw->bchw", x.new_tensor(_OPPONENT), x)
 
 
+def _grid(n: int) -> Tensor:
+    """0 to n - 1, in float32 whatever the default is."""
+    return torch.arange(n, dtype=torch.float32)
+
+
 def _blur(rho: Tensor) -> Tensor:
     """The transfer of the bicubic kernel (Keys, a = -1/2), stretched to the low-resolution grid, over Nyquist."""
     x = (torch.arange(2000, dtype=torch.float64) + 0.5) / 1000
@@ -126,7 +131,7 @@ def _blur(rho: Tensor) -> Tensor:
 def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     """A and beta of each channel, (batch, channels, 1, 1): a line through log power over log rho, in octave-thirds."""
     h, w = z.shape[-2:]
-    rho = torch.sqrt((torch.arange(h) / h)[:, None] ** 2 + (torch.arange(w) / w) ** 2)
+    rho = torch.sqrt((_grid(h) / h)[:, None] ** 2 + (_grid(w) / w) ** 2)
     edges = 0.8 * 2 ** (-torch.arange(13, dtype=torch.float32) / 3)
     logs, powers, counts = [], [], []
     for high, low in pairwise(edges):
@@ -138,7 +143,7 @@ def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     if len(logs) < 3:  # a picture of a few pixels: the usual exponent, and the power that it has
         power = (z**2).mean((-2, -1)).clamp(min=rounding / 100) * 0.01
         return power[..., None, None], torch.full_like(power, 2.0)[..., None, None]
-    x, y, weight = torch.stack(logs), torch.stack(powers), torch.tensor(counts).sqrt()
+    x, y, weight = torch.stack(logs), torch.stack(powers), torch.tensor(counts, dtype=torch.float32).sqrt()
     x_mean = (weight * x).sum() / weight.sum()
     y_mean = (weight[:, None, None] * y).sum(0) / weight.sum()
     slope = (weight[:, None, None] * (x - x_mean)[:, None, None] * (y - y_mean)).sum(0) / (weight * (x - x_mean) ** 2).sum()

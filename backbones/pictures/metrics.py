@@ -20,6 +20,7 @@ from torch import Tensor
 from dosde.check import Refused
 
 from .io import Array
+from .values import unit
 
 _IQA = {"lpips": "lpips", "clipiqa": "clipiqa", "musiq": "musiq", "maniqa": "maniqa", "topiq": "topiq_nr"}
 _WITH_REFERENCE = ("lpips",)
@@ -33,7 +34,8 @@ def psnr(picture: Tensor, truth: Tensor, border: int) -> float:
     """The PSNR of Y in dB; infinite for equal pictures.
 
     Args:
-        picture: (1, 1 or 3, height, width) in [0, 1]; it is rounded to 8 bits, and grey is three equal channels.
+        picture: (1, 1 or 3, height, width), floating in [0, 1], uint8 or uint16; it is rounded to 8 bits, and grey is three
+            equal channels.
         truth: the same.
         border: pixels cut off at each side.
 
@@ -61,9 +63,7 @@ def ssim(picture: Tensor, truth: Tensor, border: int) -> float:
 
 def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tuple[Array, Array]:
     """Y of both, (height, width) in float64."""
-    for name, x in (("picture", picture), ("truth", truth)):
-        if x.ndim != 4 or x.shape[0] != 1 or x.shape[1] not in (1, 3):
-            raise Refused(name, x, "(1, 1 or 3, height, width) is needed", f"shape {tuple(x.shape)}")
+    picture, truth = _checked("picture", picture), _checked("truth", truth)
     if picture.shape[-2:] != truth.shape[-2:]:
         raise Refused("picture", picture, f"{sides(truth)}, as the truth has, are needed", f"{sides(picture)} pixels")
     if border < 0 or min(truth.shape[-2:]) - 2 * border < least:
@@ -75,15 +75,20 @@ def _brightness(picture: Tensor, truth: Tensor, border: int, least: int) -> tupl
 
 
 def rounded(picture: Tensor) -> Array:
-    """A picture (1, 1 or 3, height, width) in [0, 1], as 8 bits, (3, height, width).
+    """A picture (1, 1 or 3, height, width), floating in [0, 1], uint8 or uint16, as 8 bits, (3, height, width).
 
     Raises:
-        Refused: for NaN and infinity.
+        Refused: for another shape, type or range, NaN and infinity.
     """
-    if not picture.isfinite().all():
-        raise Refused("picture", picture, "numbers in [0, 1] are needed", "holds NaN or infinity")
-    values = (picture[0].detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    values = (_checked("picture", picture)[0] * 255).round().to(torch.uint8)
     return values.expand(3, -1, -1).numpy()
+
+
+def _checked(name: str, picture: Tensor) -> Tensor:
+    """The picture in [0, 1], on the CPU."""
+    if isinstance(picture, Tensor) and (picture.ndim != 4 or picture.shape[0] != 1 or picture.shape[1] not in (1, 3)):
+        raise Refused(name, picture, "(1, 1 or 3, height, width) is needed", f"shape {tuple(picture.shape)}")
+    return unit(name, picture, slack=0.5).detach().cpu()
 
 
 def sides(picture: Tensor) -> str:

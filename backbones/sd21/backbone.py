@@ -86,7 +86,7 @@ class DoSSR(backbone.Loaded):
 
     def encode(self, picture: Tensor, scale: float, noise: Noise | None = None) -> tuple[Tensor, Conditioning]:
         """x_hat0, and what the later stages need; the noise is for a source that is sampled, before the solve."""
-        rgb = picture.expand(-1, 3, -1, -1)
+        rgb = backbone.check(picture, scale, self.least_scale).expand(-1, 3, -1, -1)
         tiles = self.pipe.tiles_for(rgb.shape, scale, self.tile, self.max_memory, self.negative is not None)
         made = self.pipe.prepare(rgb, scale, self.source, generator=noise, tiles=tiles)
         return made.x_hat0, Conditioning(made, tiles, picture.shape[1] == 1)

@@ -450,7 +450,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has n
             source: "mode", as in training; "sample", as the release infers; or noise to sample with.
             tile: "auto": as large as memory permits; a side in pixels of the output, or None for the picture whole.
             max_memory: bytes that "auto" may use beside the weights. Default: 80% of what is free on the device.
-            output_type: "pil" (8 bits, cut off as the release does; grey and alpha as in the input), "np" (batch, height,
+            output_type: "pil" (8 bits, rounded; grey and alpha as in the input), "np" (batch, height,
                 width, 3), "pt" (batch, 3, height, width), both in [0, 1], or "latent".
             return_dict: whether an ImagePipelineOutput is returned, or a tuple.
             callback_on_step_end: called with (pipeline, step, timestep, {"latents": x}) after each step. Setting
@@ -504,7 +504,7 @@ class DoSSRPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has n
             negative = self._embedded("negative_prompt", negative_prompt, negative_prompt_embeds, len(pictures))
         results: list[Tensor] = []
         for first, last, tiles in jobs:
-            rgb = torch.cat([p.colour.expand(-1, 3, -1, -1) for p in pictures[first:last]])
+            rgb = torch.cat([p.visible.expand(-1, 3, -1, -1) for p in pictures[first:last]])
             own = arguments.part(generator, first, last)
             made = self.prepare(rgb, scale, source, generator=own, tiles=tiles)
             model = self.denoiser(
