@@ -244,7 +244,38 @@ def test_transparent_colours_and_grey_in_images_of_pil(tmp_path):
     assert (picture.colour.shape[1], picture.alpha is None) == (1, False)
     (tmp_path / "c.png").write_bytes(pictures.png(integers(16, 3), 16, 2, clear=struct.pack(">3H", *integers(16, 3)[0, 0])))
     assert images.of_pil(Image.open(tmp_path / "c.png")).alpha[0, 0, 0, 0] == 0
+    loaded = Image.open(tmp_path / "c.png")
+    loaded.load()
+    assert images.of_pil(loaded).alpha[0, 0, 0, 0] == 0
     assert images.of_pil(Image.new("RGB", (3, 2))).colour.shape == (1, 3, 2, 3)  # it is in no file
+
+
+@pytest.mark.parametrize("kind", TIFFS)
+def test_an_image_of_pil_that_is_not_loaded_is_read_in_full(tmp_path, kind):
+    """From a file or a stream, which the image can go on with."""
+    photometric, samples, extras, _ = TIFFS[kind]
+    values = integers(16, samples)
+    data = pictures.tiff(values, 16, photometric, tags={338: (3, extras), 274: (3, [6])} if extras else {274: (3, [6])})
+    expected = read(tmp_path, data)
+    try:
+        files = [Image.open(tmp_path / "a"), Image.open(io.BytesIO(data))]
+    except OSError:  # Pillow does not know all layouts
+        return
+    for image in files:
+        picture = images.of_pil(image)
+        assert torch.equal(picture.colour, expected.colour)
+        assert picture.alpha is None if expected.alpha is None else torch.equal(picture.alpha, expected.alpha)
+        image.load()
+        assert sorted(image.size) == [9, 13]
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0), (16, 1), (8, 0)])
+def test_a_loaded_tiff_of_pil(tmp_path, bits, photometric):
+    """Pillow has turned it, but has left white that is zero, and 12 bits, as they were."""
+    data = pictures.tiff(integers(bits, 1), bits, photometric, tags={274: (3, [6])})
+    image = Image.open(io.BytesIO(data))  # of a file it maps grey into memory, and loses the orientation
+    image.load()
+    assert (images.of_pil(image).colour - read(tmp_path, data).colour).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".webp", ".bmp", ".pnm", ".ppm", ".pgm", ".gif"])

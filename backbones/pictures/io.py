@@ -8,10 +8,11 @@ import io
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -103,10 +104,17 @@ def read(path: Path) -> Picture:
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:  # opening a pipe would wait for its other end
         raise ValueError(f"it is {_KINDS.get(kind, 'a folder')}, and a file is needed")
+    with _one_line(), path.open("rb") as file:
+        return _read(file, path.stat().st_size)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Whatever goes wrong in a decoder as a ValueError or an OSError, in one line, without a warning."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about metadata and sizes: what matters is an error here
-            return _read(path)
+            yield
     except MemoryError:
         raise ValueError("not enough memory for a picture of this size") from None
     except Exception as error:  # decoders raise whatever they stumble over in a broken file
@@ -116,19 +124,17 @@ def read(path: Path) -> Picture:
         raise ValueError(f"it cannot be decoded ({type(error).__name__}{': ' if reason else ''}{reason})") from None
 
 
-def _read(path: Path) -> Picture:
+def _read(file: BinaryIO, size: int) -> Picture:
     import PIL.Image
 
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
     # Twice Pillow's limit is where Pillow refuses; a small file that declares a large picture is broken, or a bomb.
     allowed = None if PIL.Image.MAX_IMAGE_PIXELS is None else 2 * PIL.Image.MAX_IMAGE_PIXELS
     allowed = min(allowed or 2**62, max(_SMALL, _DENSE * size))
-    if start[:4] in tiff.MAGIC and (made := tiff.decoded(path, allowed)) is not None:
-        return _picture(made.planes, made.bits, made.orientation, made.profile, made.frames)
+    if file.read(4) in tiff.MAGIC and (made := tiff.decoded(file, size, allowed)) is not None:
+        return _of_tiff(made)
+    file.seek(0)
     try:
-        image = PIL.Image.open(path, formats=list(READ))
+        image = PIL.Image.open(file, formats=list(READ))
     except PIL.UnidentifiedImageError:
         raise ValueError(f"a broken picture, or none in a format that is read here ({' '.join(READ)})") from None
     with image:
@@ -136,12 +142,18 @@ def _read(path: Path) -> Picture:
         if width * height > allowed:
             raise ValueError(f"{width}x{height} pixels in {size} bytes; {allowed} pixels at most are read")
         frames = getattr(image, "n_frames", 1) if image.format in SEQUENCES else 1
-        pixels = None
-        if image.format == "PNG":
-            pixels = _decoded_png(path.read_bytes(), image.size)
-        elif image.format == "PPM" and image.mode == "RGB":
-            pixels = _decoded_ppm(path.read_bytes(), image)
-        return _of_pil(image, pixels, frames)
+        return _of_pil(image, _pixels(image, file), frames)
+
+
+def _pixels(image: "Image", file: BinaryIO) -> Array | None:
+    """(height, width, channels) of a PNG, or of a PPM of more than 8 bits; None where PIL's pixels do."""
+    if image.format != "PNG" and not (image.format == "PPM" and image.mode == "RGB"):
+        return None
+    at = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(at)
+    return _decoded_png(data, image.size) if image.format == "PNG" else _decoded_ppm(data, image)
 
 
 def _decoded_png(data: bytes, size: tuple[int, int]) -> Array:
@@ -175,32 +187,45 @@ def _decoded_ppm(data: bytes, image: "Image") -> Array | None:
 
 
 def of_pil(image: "Image") -> Picture:
-    """The picture in a PIL image of any mode, upright.
+    """The picture in a PIL image of any mode, upright. One that is still in its file, not loaded, is read as `read` does.
 
     Raises:
         ValueError: for 32 bits a pixel, or no pixel.
     """
     if 0 in image.size:
         raise Refused("image", image, "at least one pixel is needed", f"{image.size[0]}x{image.size[1]}")
-    return _of_pil(image, None, 1)
+    file = getattr(image, "fp", None) if getattr(image, "tile", None) and image.tell() == 0 else None
+    if file is None:
+        return _of_pil(image, None, 1)
+    with _one_line():
+        if image.format == "TIFF" and (made := tiff.decoded(file, file.seek(0, io.SEEK_END), None)) is not None:
+            return _of_tiff(made)
+        return _of_pil(image, _pixels(image, file), 1)
+
+
+def _of_tiff(made: tiff.Decoded) -> Picture:
+    return _picture(made.planes, made.bits, made.orientation, made.profile, made.frames)
 
 
 def _of_pil(image: "Image", pixels: Array | None, frames: int) -> Picture:
     """The picture in an image; pixels: its pixels, where PIL's would not do."""
-    grey = any("LA;16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # which becomes RGBA
     image.load()  # only then has a TIFF been turned, and forgotten its orientation
     profile = image.info.get("icc_profile")
     if pixels is None:
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
             pixels = np.asarray(image).astype(np.uint16)[..., None]
+            tags = getattr(image, "tag_v2", {})  # of a TIFF: PIL leaves 12 bits, and white that is zero, as they are
+            if tags.get(258) == (12,):
+                pixels = (pixels / 4095 * 65535).round().astype(np.uint16)
+            if tags.get(262) == 0:
+                pixels = 65535 - pixels
             clear = image.info.get("transparency")
             if isinstance(clear, int):
                 pixels = np.concatenate([pixels, np.where(pixels == clear, 0, 65535).astype(np.uint16)], -1)
         elif image.mode in ("I", "F"):
             raise ValueError(f"mode {image.mode}, 32 bits a pixel, of unknown range; convert it to 8 or 16 bits")
         else:
-            plain = _plain(image)
-            pixels = np.asarray(plain.convert("LA") if grey else plain)
+            pixels = np.asarray(_plain(image))
     if image.mode == "CMYK":
         profile = None  # of the inks, not of the colours that they became
     bits = 16 if pixels.dtype == np.uint16 else 8

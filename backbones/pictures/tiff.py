@@ -9,8 +9,7 @@ Big. The codecs of pictures, JPEG and CCITT, and YCbCr have 8 bits at most: they
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -46,11 +45,12 @@ class Decoded:
     frames: int
 
 
-def decoded(path: Path, largest: int | None) -> Decoded | None:
+def decoded(stream: BinaryIO, size: int, largest: int | None) -> Decoded | None:
     """The first picture in a file; None for one that Pillow is to decode.
 
     Args:
-        path: the file.
+        stream: the file.
+        size: its bytes.
         largest: pixels that a picture may have.
 
     Raises:
@@ -58,7 +58,8 @@ def decoded(path: Path, largest: int | None) -> Decoded | None:
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as file:
         frames = len(file.pages)
         if not frames:
             raise ValueError("a broken TIFF: there is no picture in it")
@@ -70,7 +71,7 @@ def decoded(path: Path, largest: int | None) -> Decoded | None:
             if page.bitspersample not in (1, 8):
                 raise ValueError(f"JPEG or YCbCr of {page.bitspersample} bits in a TIFF; convert it to RGB")
             return None
-        samples, bits = _checked(page, path.stat().st_size, largest)
+        samples, bits = _checked(page, size, largest)
         values = page.asarray(squeeze=False, maxworkers=1)[:, 0]
         values = np.concatenate(list(values), -1)  # planes apart
         values = values.view(np.uint8) if values.dtype == bool else values
