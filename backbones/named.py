@@ -40,7 +40,8 @@ def found(argument: str, name: str) -> Any:
     with contextlib.suppress(OSError):  # the folder is gone
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()  # a file that was written a moment ago
+    if module not in sys.modules:
+        importlib.invalidate_caches()  # for a file that was written a moment ago
     try:
         place = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever the module does

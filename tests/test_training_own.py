@@ -292,3 +292,5 @@ def test_files_of_other_networks_say_what_they_are(whole, own, capsys):  # noqa:
         line = said(capsys).splitlines()[-1]
         assert expected in line, line
     assert upscale("--weights", "w.safetensors", "--backbone", network) == 0
+    with pytest.raises(Refused, match=rf"^checkpoint: w\.safetensors holds weights of the network {network}, which"):
+        backbones.load("embedded", weights="w.safetensors")

@@ -4,6 +4,7 @@ The source x_hat0 is the low-resolution picture, four times as large by bicubic 
 learnt to restore. To another scale its result is brought by bicubic interpolation.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -208,8 +209,13 @@ def loaded(weights: str | Path, tile: int | str | None, dtype: str, device: str)
 def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
     """The configuration in a file, and what it says of the training."""
     said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
-    if said is None and (trained := training(path)) is not None and trained["model"]["network"] == NETWORK:
-        return configured(trained["model"]["options"], trained["process"]), {"config": json.dumps(trained)}  # a checkpoint
+    if said is None and (trained := training(path)) is not None:
+        with contextlib.suppress(KeyError, TypeError):  # the checkpoint of something else, or of no training
+            if trained["model"]["network"] == NETWORK and trained["task"] == "embedded":
+                return configured(trained["model"]["options"], trained["process"]), {"config": json.dumps(trained)}
+            what = f"weights of the network {trained['model']['network']}" if trained["task"] == "embedded" else "a ControlNet"
+            shown = f"{path} holds {what}, which `dosde train` trained, and no network of the backbone embedded"
+            raise Refused("checkpoint", path, "that network (--backbone package.module:name) is needed", shown)
     if said is None:
         shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)
