@@ -277,6 +277,26 @@ def test_a_callback_sees_each_step_and_may_end_the_solve(tiny):
     assert seen == [(0, 3.0, (1, 3, 8, 8)), (1, 2.0, (1, 3, 8, 8))]
 
 
+def test_training_by_hand(tiny):
+    """What docs/resshift.md says, on one batch."""
+    pipe, process, T = copy.deepcopy(tiny), tiny.scheduler.process, len(tiny.scheduler)
+    hr, random = torch.rand(4, 3, 32, 32, generator=torch.manual_seed(0)), torch.manual_seed(1)
+    optimizer, losses = torch.optim.Adam(pipe.unet.parameters(), 1e-3), []
+    z0, made = pipe.encode(hr), pipe.prepare(torch.nn.functional.avg_pool2d(hr, 4))
+    for _ in range(30):
+        t = (torch.randint(T, (len(z0),), generator=random) + 1).double() / T
+        z = torch.randn(z0.shape, generator=random)
+        x = process.sample(z0, made.x_hat0, t, z)
+        scaled = x * presets.resshift_input_scale(process.over_batch(t, x)).to(x)
+        out = pipe.unet(scaled, t * T - 1, made.lq)
+        loss = dosde.objective.loss(out, "x0", process, z0, made.x_hat0, t, z, norm="l2", of="x0").mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_the_benchmark_compares_the_samplers(tiny, tmp_path, capsys):
     tiny.save_pretrained(tmp_path / "tiny")
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8))
@@ -373,7 +393,7 @@ def test_sinsr_runs_one_step_and_no_other(tiny, tmp_path, capsys):
 
 def test_wrong_weights_say_what_they_are(resshift_folder, sd21_folder, tmp_path):
     for weights, message in (
-        (resshift_folder.parent / "resshift_realsrx4_s4_v3.pth", "a folder is needed: dosde convert"),
+        (resshift_folder.parent / "resshift_realsrx4_s4_v3.pth", "a folder is needed; `dosde convert U-NET AUTOENCODER"),
         (sd21_folder, "is of a DoSSRPipeline"),
         (tmp_path, "has no model_index.json"),
     ):

@@ -180,6 +180,7 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             device=self._execution_device,
         )
 
+    @torch.no_grad()
     def prepare(
         self,
         picture: Tensor,
@@ -210,6 +211,7 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             lq = torch.cat([lq, stages.reflected(2 * mask - 1, multiple)], 1)
         return Prepared(lq, x_hat0, reference, mask)
 
+    @torch.no_grad()
     def encode(self, picture: Tensor, *, tile: int | None = None) -> Tensor:
         """The latent of a picture in [0, 1], not quantised: the target x0 of a large one, its sides padded to `multiple`."""
         picture = picture.to(self._execution_device, torch.float32)
