@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import resshift as resshift_benchmark
+import resshift_networks
 import torch
 
 import backbones
@@ -45,17 +46,7 @@ def inpainting(resshift_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A pipeline of small networks, for what does not depend on the numbers."""
-    layer = {"channels": 32, "depth": 2, "heads": 2, "window": 4, "hidden": 32}
-    sizes = {"time_channels": 32, "time_width": 32, "widths": [32, 32], "layers": [1, 1], "swin": [layer, layer]}
-    torch.manual_seed(0)
-    unet = network.SwinUNet(**sizes, middle_swin=layer, sample_size=8)
-    wide = {"block_out_channels": [32, 32, 32], "down_block_types": ["DownEncoderBlock2D"] * 3}
-    vqvae = diffusers.VQModel(**wide, up_block_types=["UpDecoderBlock2D"] * 3, scaling_factor=1.0, num_vq_embeddings=64)
-    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
-    made = ResShiftPipeline(unet.eval(), vqvae.eval(), DoSDEScheduler(**convert.standard(4)))
-    made.set_progress_bar_config(disable=True)
-    return made
+    return resshift_networks.tiny()
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,11 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
         return self.factor // int(self.unet.reduction)
 
     @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net sees a mask beside the LQ picture."""
+        return int(self.unet.config.lq_channels) > int(self.vqvae.config.in_channels)
+
+    @property
     def multiple(self) -> int:
         """Sides of the networks' output are brought to a multiple of this, the side in training, as in the release."""
         return math.lcm(int(self.unet.config.sample_size), int(self.unet.multiple)) * self.factor
@@ -245,10 +250,9 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
 
     def check_mask(self, mask: Tensor | None, shape: Sequence[int]) -> None:
         """Refused unless there is a mask of the picture's size where the network wants one, and none where it does not."""
-        wanted = int(self.unet.config.lq_channels) > int(self.vqvae.config.in_channels)
-        if wanted and mask is None:
+        if self.inpaints and mask is None:
             raise Refused("mask", None, "a picture that is white where the image is unknown is needed: this network inpaints")
-        if not wanted and mask is not None:
+        if not self.inpaints and mask is not None:
             raise Refused("mask", mask, "None is needed: this network does not inpaint", "a mask")
         if mask is not None and tuple(mask.shape[-2:]) != tuple(shape[-2:]):
             shown = f"{mask.shape[-1]} x {mask.shape[-2]}"

@@ -84,7 +84,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Process:
-    """[process]: the process; the task `sd21` takes that of its pipeline."""
+    """[process]: the process; the tasks `sd21` and `resshift` take that of their pipeline."""
 
     kind: str = _choice("vp", "vp", "dossr", "resshift", "flow")
     """vp: `schedule` and `shift`. dossr, resshift: as released (`dosde.presets`). flow: `dosde.process.flow`."""
@@ -146,6 +146,14 @@ class SD21:
 
 
 @dataclass(frozen=True)
+class ResShift:
+    """[resshift], for the task resshift: ResShift's U-Net."""
+
+    weights: str = ""
+    """The folder to start from, of `dosde convert`."""
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """[optimizer]: AdamW."""
 
@@ -202,7 +210,7 @@ class Validation:
 class Config:
     """The whole file."""
 
-    task: str = _choice(dataclasses.MISSING, "embedded", "sd21")
+    task: str = _choice(dataclasses.MISSING, "embedded", "sd21", "resshift")
     out: str = _key(dataclasses.MISSING, "the name of a folder", lambda v: v and "\0" not in v)
     steps: int = _count(dataclasses.MISSING)
     """Steps of the optimizer."""
@@ -218,6 +226,7 @@ class Config:
     objective: Objective = Objective()
     model: Model = field(default_factory=Model)
     sd21: SD21 = SD21()
+    resshift: ResShift = ResShift()
     optimizer: Optimizer = Optimizer()
     ema: EMA = EMA()
     checkpoint: Checkpoint = Checkpoint()
@@ -265,14 +274,19 @@ def parse(content: Mapping[str, Any]) -> Config:
     """
     config = _made(Config, content, "")
     assert isinstance(config, Config)
-    other = {"embedded": ("sd21",), "sd21": ("model", "process")}[config.task]
+    other = {
+        "embedded": ("sd21", "resshift"),
+        "sd21": ("model", "process", "resshift"),
+        "resshift": ("model", "process", "sd21"),
+    }[config.task]
     for name in other:
         if name in content:
             raise Refused(
                 name, config.task, f"leave the table [{name}] out, or change the task", f"not of the task {config.task}"
             )
-    if config.task == "sd21" and not config.sd21.weights:
-        raise Refused("sd21.weights", "", "a folder written by `dosde convert` is needed")
+    for name, own in (("sd21", config.sd21), ("resshift", config.resshift)):
+        if config.task == name and not own.weights:
+            raise Refused(f"{name}.weights", "", "a folder written by `dosde convert` is needed")
     _check(config)
     return config
 

@@ -52,7 +52,8 @@ def earlier(out: Path, start: str, config: Config) -> Earlier | None:
         content = f"a run with a checkpoint of step {found[-1][0]}" if found else "files"
         raise Refused("out", out, "--resume goes on with it, --overwrite starts anew", f"{out} holds {content}")
     if start == "overwrite":
-        for key, source in (("model.weights", config.model.weights), ("sd21.weights", config.sd21.weights)):
+        starts = {"model": config.model.weights, "sd21": config.sd21.weights, "resshift": config.resshift.weights}
+        for key, source in ((f"{table}.weights", weights) for table, weights in starts.items()):
             if source and Path(source).resolve().is_relative_to(out.resolve()):
                 raise Refused(key, source, "something outside of out, which --overwrite deletes, is needed", source)
     if start != "resume" or not found:
