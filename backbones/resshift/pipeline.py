@@ -357,8 +357,8 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
                 # Off the device at once, where they end on the host: many large ones need not fit there together.
                 results += (finished.cpu() if output_type in ("pil", "np") else finished).chunk(len(finished))
         self.maybe_free_model_hooks()
-        if output_type == "pil":  # which cuts off, and ResShift rounds
-            results = [result + 0.5 / 255 for result in results]
+        if output_type == "pil":  # rounded, as in the release, to what no cutting off can change
+            results = [((result * 255).round() + 0.25) / 255 for result in results]
         images_out = arguments.output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
 
