@@ -163,6 +163,19 @@ def test_scales(tiny, scale, size):
     assert 0 <= picture.min() < picture.max() <= 1
 
 
+@pytest.mark.parametrize(("stages", "scale"), [(1, 2), (2, 1)])
+def test_the_branch_of_the_picture_tells_the_scale(stages, scale):
+    """x2 and x1 networks, whose picture is larger than the latent: the same sizes whole and in tiles."""
+    pipe = resshift_networks.tiny([[8, 16]] * stages)
+    assert (pipe.scale, pipe.multiple) == (scale, 32)
+    made = pipe.prepare(torch.rand(1, 3, 21, 70), scale)
+    assert made.lq.shape[-2:] == (-(-21 // (32 // scale)) * 32 // scale, -(-70 // (32 // scale)) * 32 // scale)
+    assert made.x_hat0.shape[-2:] == tuple(side * scale // 4 for side in made.lq.shape[-2:])
+    for tile in (None, 64):
+        pictures = pipe(torch.rand(1, 3, 21, 70), scale, 2, tile=tile, output_type="pt").images
+        assert pictures.shape == (1, 3, 21 * scale, 70 * scale)
+
+
 def test_grey_stays_grey_and_lists_may_have_several_sizes(tiny):
     images = [PIL.Image.new("L", (8, 6), 90), PIL.Image.new("RGBA", (5, 5), (9, 90, 200, 100))]
     made = tiny(images, 2, 1).images
@@ -184,6 +197,27 @@ def test_any_number_of_steps(steps, T):
         dosde.plan(process, steps, min(order, steps), grid=times, method=how)
     if steps == T:
         assert torch.allclose(times, presets.resshift(T, T)[1])
+
+
+@pytest.mark.parametrize("T", [4, 15])
+def test_the_scheduler_has_the_process(T):
+    scheduler = DoSDEScheduler(**convert.standard(T))
+    process = dosde.process.resshift(T, eta_min=presets.RESSHIFT_ETA_MIN[T])
+    for t in torch.linspace(0, 1, 31, dtype=torch.float64):
+        m, n = process(t), scheduler.process(t)
+        assert max(worst(m.a, n.a), worst(m.b, n.b), worst(m.sigma, n.sigma)) < 1e-12
+    x = torch.ones(1, 3, 2, 2)
+    scaled = scheduler.scale_model_input(x, torch.tensor(T - 1))
+    assert torch.allclose(scaled, x / (4 * 0.9801 + 1) ** 0.5)
+    etas = scheduler.config.trained_etas
+    for wrong, message in (
+        ({"kappa": 2.0}, "trained_etas are needed"),
+        ({"kappa": 0.0, "trained_etas": etas}, "kappa: 0.0; a"),
+    ):
+        with pytest.raises(Refused, match=message):
+            DoSDEScheduler(num_train_timesteps=T, **wrong)
+    with pytest.raises(Refused, match="timestep: None"):
+        scheduler.scale_model_input(x)
 
 
 def test_other_solvers_on_its_process(tiny):
