@@ -219,6 +219,6 @@ def training(path: Path | str) -> dict[str, Any] | None:
         if "dosde.embedded" in about:  # a result of the backbone embedded, which keeps it with what else it says
             about = json.loads(about["dosde.embedded"])["about"]
         config = json.loads(about["config"])
-        return config if config["task"] in ("embedded", "sd21") else None
+        return config if config["task"] in ("embedded", "sd21", "resshift") else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -12,7 +12,7 @@ from dosde.check import Refused
 pytest.importorskip("diffusers")
 
 from backbones import weights
-from backbones.resshift import ResShiftPipeline, convert, names
+from backbones.resshift import ResShiftPipeline, convert, folders, names
 from backbones.resshift.network import SwinUNet
 
 UNETS = {"x4": 118.6, "x2": 118.6, "inpaint": 118.7, "faceir": 118.9}  # millions of parameters
@@ -120,7 +120,7 @@ def test_sizes_are_those_of_the_tensors(config):
 
 
 def test_an_autoencoder_of_uneven_depth(resshift_folder):
-    config = convert.config_of(resshift_folder, "vqvae") | {
+    config = folders.config_of(resshift_folder, "vqvae") | {
         "block_out_channels": [32, 32, 64, 64],
         "layers_per_block": [1, 2, 1, 3],
         "down_block_types": ["DownEncoderBlock2D"] * 4,

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import resshift as resshift_benchmark
+import resshift_networks
 import torch
 
 import backbones
@@ -45,17 +46,7 @@ def inpainting(resshift_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A pipeline of small networks, for what does not depend on the numbers."""
-    layer = {"channels": 32, "depth": 2, "heads": 2, "window": 4, "hidden": 32}
-    sizes = {"time_channels": 32, "time_width": 32, "widths": [32, 32], "layers": [1, 1], "swin": [layer, layer]}
-    torch.manual_seed(0)
-    unet = network.SwinUNet(**sizes, middle_swin=layer, sample_size=8)
-    wide = {"block_out_channels": [32, 32, 32], "down_block_types": ["DownEncoderBlock2D"] * 3}
-    vqvae = diffusers.VQModel(**wide, up_block_types=["UpDecoderBlock2D"] * 3, scaling_factor=1.0, num_vq_embeddings=64)
-    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
-    made = ResShiftPipeline(unet.eval(), vqvae.eval(), DoSDEScheduler(**convert.standard(4)))
-    made.set_progress_bar_config(disable=True)
-    return made
+    return resshift_networks.tiny()
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +163,19 @@ def test_scales(tiny, scale, size):
     assert 0 <= picture.min() < picture.max() <= 1
 
 
+@pytest.mark.parametrize(("stages", "scale"), [(1, 2), (2, 1)])
+def test_the_branch_of_the_picture_tells_the_scale(stages, scale):
+    """x2 and x1 networks, whose picture is larger than the latent: the same sizes whole and in tiles."""
+    pipe = resshift_networks.tiny([[8, 16]] * stages)
+    assert (pipe.scale, pipe.multiple) == (scale, 32)
+    made = pipe.prepare(torch.rand(1, 3, 21, 70), scale)
+    assert made.lq.shape[-2:] == (-(-21 // (32 // scale)) * 32 // scale, -(-70 // (32 // scale)) * 32 // scale)
+    assert made.x_hat0.shape[-2:] == tuple(side * scale // 4 for side in made.lq.shape[-2:])
+    for tile in (None, 64):
+        pictures = pipe(torch.rand(1, 3, 21, 70), scale, 2, tile=tile, output_type="pt").images
+        assert pictures.shape == (1, 3, 21 * scale, 70 * scale)
+
+
 def test_grey_stays_grey_and_lists_may_have_several_sizes(tiny):
     images = [PIL.Image.new("L", (8, 6), 90), PIL.Image.new("RGBA", (5, 5), (9, 90, 200, 100))]
     made = tiny(images, 2, 1).images
@@ -193,6 +197,27 @@ def test_any_number_of_steps(steps, T):
         dosde.plan(process, steps, min(order, steps), grid=times, method=how)
     if steps == T:
         assert torch.allclose(times, presets.resshift(T, T)[1])
+
+
+@pytest.mark.parametrize("T", [4, 15])
+def test_the_scheduler_has_the_process(T):
+    scheduler = DoSDEScheduler(**convert.standard(T))
+    process = dosde.process.resshift(T, eta_min=presets.RESSHIFT_ETA_MIN[T])
+    for t in torch.linspace(0, 1, 31, dtype=torch.float64):
+        m, n = process(t), scheduler.process(t)
+        assert max(worst(m.a, n.a), worst(m.b, n.b), worst(m.sigma, n.sigma)) < 1e-12
+    x = torch.ones(1, 3, 2, 2)
+    scaled = scheduler.scale_model_input(x, torch.tensor(T - 1))
+    assert torch.allclose(scaled, x / (4 * 0.9801 + 1) ** 0.5)
+    etas = scheduler.config.trained_etas
+    for wrong, message in (
+        ({"kappa": 2.0}, "trained_etas are needed"),
+        ({"kappa": 0.0, "trained_etas": etas}, "kappa: 0.0; a"),
+    ):
+        with pytest.raises(Refused, match=message):
+            DoSDEScheduler(num_train_timesteps=T, **wrong)
+    with pytest.raises(Refused, match="timestep: None"):
+        scheduler.scale_model_input(x)
 
 
 def test_other_solvers_on_its_process(tiny):
@@ -275,6 +300,26 @@ def test_a_callback_sees_each_step_and_may_end_the_solve(tiny):
 
     tiny(torch.rand(1, 3, 8, 8), callback_on_step_end=each, generator=torch.manual_seed(0))
     assert seen == [(0, 3.0, (1, 3, 8, 8)), (1, 2.0, (1, 3, 8, 8))]
+
+
+def test_training_by_hand(tiny):
+    """What docs/resshift.md says, on one batch."""
+    pipe, process, T = copy.deepcopy(tiny), tiny.scheduler.process, len(tiny.scheduler)
+    hr, random = torch.rand(4, 3, 32, 32, generator=torch.manual_seed(0)), torch.manual_seed(1)
+    optimizer, losses = torch.optim.Adam(pipe.unet.parameters(), 1e-3), []
+    z0, made = pipe.encode(hr), pipe.prepare(torch.nn.functional.avg_pool2d(hr, 4))
+    for _ in range(30):
+        t = (torch.randint(T, (len(z0),), generator=random) + 1).double() / T
+        z = torch.randn(z0.shape, generator=random)
+        x = process.sample(z0, made.x_hat0, t, z)
+        scaled = x * presets.resshift_input_scale(process.over_batch(t, x)).to(x)
+        out = pipe.unet(scaled, t * T - 1, made.lq)
+        loss = dosde.objective.loss(out, "x0", process, z0, made.x_hat0, t, z, norm="l2", of="x0").mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_the_benchmark_compares_the_samplers(tiny, tmp_path, capsys):
@@ -373,7 +418,7 @@ def test_sinsr_runs_one_step_and_no_other(tiny, tmp_path, capsys):
 
 def test_wrong_weights_say_what_they_are(resshift_folder, sd21_folder, tmp_path):
     for weights, message in (
-        (resshift_folder.parent / "resshift_realsrx4_s4_v3.pth", "a folder is needed: dosde convert"),
+        (resshift_folder.parent / "resshift_realsrx4_s4_v3.pth", "a folder is needed; `dosde convert U-NET AUTOENCODER"),
         (sd21_folder, "is of a DoSSRPipeline"),
         (tmp_path, "has no model_index.json"),
     ):

@@ -190,7 +190,7 @@ def whole(tmp_path_factory):
         ({"steps": True}, "steps: True; a whole number is needed"),
         ({"seed": -1}, "seed: -1; a whole number from 0 to 2^63 - 1 is needed"),
         ({"precision": "fp8"}, "precision: 'fp8'; one of no, bf16 is needed"),
-        ({"task": "resshift"}, "task: 'resshift'; one of embedded, sd21 is needed"),
+        ({"task": "sd3"}, "task: 'sd3'; one of embedded, sd21, resshift is needed"),
         ({"ema": 0.9}, "ema: 0.9; a table is needed"),
         ({"accumulate": 3}, "accumulate: 3; a divisor of batch, 4, is needed"),
         ({"data": {"crop": 18}}, "data.crop: 18; a multiple of data.scale, 4, is needed"),

@@ -213,9 +213,12 @@ def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
         with contextlib.suppress(KeyError, TypeError):  # the checkpoint of something else, or of no training
             if trained["model"]["network"] == NETWORK and trained["task"] == "embedded":
                 return configured(trained["model"]["options"], trained["process"]), {"config": json.dumps(trained)}
-            what = f"weights of the network {trained['model']['network']}" if trained["task"] == "embedded" else "a ControlNet"
-            shown = f"{path} holds {what}, which `dosde train` trained, and no network of the backbone embedded"
-            raise Refused("checkpoint", path, "that network (--backbone package.module:name) is needed", shown)
+            own, task = trained["model"]["network"], trained["task"]
+            what, needed = f"the network {own}", f"that network (--backbone {own}) is needed"
+            if task != "embedded":
+                what, needed = f"the backbone {task}", f"the folder pipeline beside it (--backbone {task}) is needed"
+            shown = f"{path} holds weights of {what}, which `dosde train` trained, and no network of the backbone embedded"
+            raise Refused("checkpoint", path, needed, shown)
     if said is None:
         shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)

@@ -108,7 +108,7 @@ def loaded(
 
     quiet()
     if Path(weights).is_file():
-        needed = f"a folder is needed: dosde convert {weights} autoencoder_vq_f4.pth -o FOLDER"
+        needed = "a folder is needed; `dosde convert U-NET AUTOENCODER -o FOLDER` writes one from the two released files"
         raise Refused("weights", weights, needed)
     place = backbone.device(device)
     kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.bfloat16)

@@ -150,6 +150,11 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
         return self.factor // int(self.unet.reduction)
 
     @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net sees a mask beside the LQ picture."""
+        return int(self.unet.config.lq_channels) > int(self.vqvae.config.in_channels)
+
+    @property
     def multiple(self) -> int:
         """Sides of the networks' output are brought to a multiple of this, the side in training, as in the release."""
         return math.lcm(int(self.unet.config.sample_size), int(self.unet.multiple)) * self.factor
@@ -180,6 +185,7 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             device=self._execution_device,
         )
 
+    @torch.no_grad()
     def prepare(
         self,
         picture: Tensor,
@@ -210,6 +216,7 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
             lq = torch.cat([lq, stages.reflected(2 * mask - 1, multiple)], 1)
         return Prepared(lq, x_hat0, reference, mask)
 
+    @torch.no_grad()
     def encode(self, picture: Tensor, *, tile: int | None = None) -> Tensor:
         """The latent of a picture in [0, 1], not quantised: the target x0 of a large one, its sides padded to `multiple`."""
         picture = picture.to(self._execution_device, torch.float32)
@@ -243,10 +250,9 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
 
     def check_mask(self, mask: Tensor | None, shape: Sequence[int]) -> None:
         """Refused unless there is a mask of the picture's size where the network wants one, and none where it does not."""
-        wanted = int(self.unet.config.lq_channels) > int(self.vqvae.config.in_channels)
-        if wanted and mask is None:
+        if self.inpaints and mask is None:
             raise Refused("mask", None, "a picture that is white where the image is unknown is needed: this network inpaints")
-        if not wanted and mask is not None:
+        if not self.inpaints and mask is not None:
             raise Refused("mask", mask, "None is needed: this network does not inpaint", "a mask")
         if mask is not None and tuple(mask.shape[-2:]) != tuple(shape[-2:]):
             shown = f"{mask.shape[-1]} x {mask.shape[-2]}"
@@ -351,8 +357,8 @@ class ResShiftPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers ha
                 # Off the device at once, where they end on the host: many large ones need not fit there together.
                 results += (finished.cpu() if output_type in ("pil", "np") else finished).chunk(len(finished))
         self.maybe_free_model_hooks()
-        if output_type == "pil":  # which cuts off, and ResShift rounds
-            results = [result + 0.5 / 255 for result in results]
+        if output_type == "pil":  # rounded, as in the release, to what no cutting off can change
+            results = [((result * 255).round() + 0.25) / 255 for result in results]
         images_out = arguments.output(results, pictures, output_type)
         return ImagePipelineOutput(images=images_out) if return_dict else (images_out,)
 

@@ -164,9 +164,10 @@ def chosen(path: Path, asked: str | None) -> str | None:
     config = config_of(path)
     if config is None:
         return asked
-    if config.task == "sd21":
+    if config.task != "embedded":
         needed = "`dosde train --resume` writes the folder pipeline beside it, at the end of the run, which is needed"
-        raise Refused("weights", path, needed, f"{path} is a checkpoint of the ControlNet of the backbone sd21")
+        network = "ControlNet" if config.task == "sd21" else "U-Net"
+        raise Refused("weights", path, needed, f"{path} is a checkpoint of the {network} of the backbone {config.task}")
     name = config.model.network
     if name == NETWORK:
         if asked not in (None, "embedded"):

@@ -104,7 +104,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Process:
-    """[process]: the process; the task `sd21` takes that of its pipeline."""
+    """[process]: the process; the tasks `sd21` and `resshift` take that of their pipeline."""
 
     kind: str = _choice("vp", "vp", "dossr", "resshift", "flow")
     """vp: `schedule` and `shift`. dossr, resshift: as released (`dosde.presets`). flow: `dosde.process.flow`."""
@@ -166,6 +166,14 @@ class SD21:
 
 
 @dataclass(frozen=True)
+class ResShift:
+    """[resshift], for the task resshift: ResShift's U-Net."""
+
+    weights: str = _path()
+    """The folder to start from, of `dosde convert`."""
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """[optimizer]: AdamW."""
 
@@ -224,7 +232,7 @@ class Validation:
 class Config:
     """The whole file."""
 
-    task: str = _choice(dataclasses.MISSING, "embedded", "sd21")
+    task: str = _choice(dataclasses.MISSING, "embedded", "sd21", "resshift")
     out: str = _path(dataclasses.MISSING, "the name of a folder", bool)
     steps: int = _count(dataclasses.MISSING)
     """Steps of the optimizer."""
@@ -240,6 +248,7 @@ class Config:
     objective: Objective = Objective()
     model: Model = field(default_factory=Model)
     sd21: SD21 = SD21()
+    resshift: ResShift = ResShift()
     optimizer: Optimizer = Optimizer()
     ema: EMA = EMA()
     checkpoint: Checkpoint = Checkpoint()
@@ -298,14 +307,19 @@ def parse(content: Mapping[str, Any]) -> Config:
     """
     config = _made(Config, content, "")
     assert isinstance(config, Config)
-    other = {"embedded": ("sd21",), "sd21": ("model", "process")}[config.task]
+    other = {
+        "embedded": ("sd21", "resshift"),
+        "sd21": ("model", "process", "resshift"),
+        "resshift": ("model", "process", "sd21"),
+    }[config.task]
     for name in other:
         if name in content:
             raise Refused(
                 name, config.task, f"leave the table [{name}] out, or change the task", f"not of the task {config.task}"
             )
-    if config.task == "sd21" and not config.sd21.weights:
-        raise Refused("sd21.weights", "", "a folder written by `dosde convert` is needed")
+    for name, own in (("sd21", config.sd21), ("resshift", config.resshift)):
+        if config.task == name and not own.weights:
+            raise Refused(f"{name}.weights", "", "a folder written by `dosde convert` is needed")
     _check(config)
     return config
 
@@ -442,6 +456,7 @@ def inputs(config: Config) -> Iterator[tuple[str, str]]:
         ("model.weights", config.model.weights),
         ("sd21.weights", config.sd21.weights),
         ("sd21.cache", config.sd21.cache),
+        ("resshift.weights", config.resshift.weights),
         ("validation.pictures", "" if pictures in ("held_out", "procedural") else pictures),
         ("validation.lr", config.validation.lr),
     )

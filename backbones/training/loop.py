@@ -47,6 +47,10 @@ def made(config: Config) -> Task:
         from .sd21 import SD21
 
         return SD21(config)
+    if config.task == "resshift":
+        from .resshift import ResShift
+
+        return ResShift(config)
     return Embedded(config)
 
 

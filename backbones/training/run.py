@@ -73,7 +73,7 @@ def earlier(out: Path, start: str, config: Config) -> Earlier | None:
 
 def result_of(config: Config) -> str | None:
     """The name of the result in the folder of a run; None where a function of one's own writes it."""
-    if config.task == "sd21":
+    if config.task in ("sd21", "resshift"):
         return record.PIPELINE
     return None if config.model.save else record.WEIGHTS
 
