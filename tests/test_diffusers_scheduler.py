@@ -432,6 +432,16 @@ def test_stock_text_to_image_pipelines_are_solve_from_zeros():
     assert torch.allclose(got, (expected / 2 + 0.5).clamp(0, 1), atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_strength_that_leaves_no_step_is_refused_in_one_line():
+    pytest.importorskip("transformers")
+    pipe, words = pipeline(diffusers.StableDiffusionImg2ImgPipeline, scheduler(), tiny_unet()), randn(1, 3, 8)
+    how = {"prompt_embeds": words, "negative_prompt_embeds": words, "num_inference_steps": 6, "output_type": "latent"}
+    assert pipe(image=randn(1, 4, 8, 8), strength=1 / 6, **how).images.shape == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"begin_index: 6, which leaves none of 6 steps; .* a strength of 0.167 or more$"):
+        pipe(image=randn(1, 4, 8, 8), strength=0.1, **how)
+
+
 def iter_scaled(noise, first):
     scales = iter([first])
     return lambda u, v, like: noise(u, v, like) * next(scales, 1.0)
@@ -555,7 +565,8 @@ WRONG = {
     "two timesteps": (lambda: ready().step(X, torch.tensor([499, 499]), X), TypeError, r"timestep: .*; one number"),
     "after the end": (twice, ValueError, r"timestep: 499; all 1 steps are done, set_timesteps begins anew"),
     "nan": (not_a_number, ValueError, r"model: returned NaN or infinity at step 1, t = 0.25"),
-    "begin_index": (lambda: ready().set_begin_index(4), ValueError, r"begin_index: 4; 0 to 3 is needed"),
+    "begin_index": (lambda: ready().set_begin_index(4), ValueError, r"begin_index: 4, which leaves none .*; 0 to 3 .*0.25"),
+    "begin_index behind the end": (lambda: ready().set_begin_index(5), ValueError, r"begin_index: 5; 0 to 3 is needed"),
     "no source": (lambda: scheduler().add_noise(X, X, torch.tensor(3)), ValueError, r"source: None, and no x_hat0 is set"),
     "source": (lambda: scheduler().add_noise(X, X, torch.tensor(3), X[:1]), ValueError, r"source: .*\(1, 3\).*shape \(2, 3\)"),
     "noise": (lambda: ready().add_noise(X, X[:1], torch.tensor(3)), ValueError, r"noise: .*\(1, 3\).*shape \(2, 3\)"),

@@ -264,6 +264,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Makes the solve begin at timesteps[begin_index], as on a grid that begins there."""
         times = self._set("set_begin_index")
+        if isinstance(begin_index, int) and begin_index == len(times) - 1:  # where img2img pipelines begin at a small strength
+            needed = f"0 to {len(times) - 2} is needed, so img2img pipelines need a strength of {1 / begin_index:.3g} or more"
+            raise Refused("begin_index", begin_index, needed, f"{begin_index}, which leaves none of {begin_index} steps")
         if isinstance(begin_index, bool) or not isinstance(begin_index, int) or not 0 <= begin_index < len(times) - 1:
             raise Refused("begin_index", begin_index, f"0 to {len(times) - 2} is needed")
         self._replan(times, begin_index)
