@@ -405,7 +405,7 @@ def test_files_that_are_none(tmp_path, weights):
     with pytest.raises(ValueError, match=r"checkpoint: .*a\.safetensors; no such file"):
         load(path)
     path.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"a\.safetensors is no whole file of tensors"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is a \.safetensors file that is cut off, \d+ of \d+ bytes"):
         load(path)
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(ValueError, match=r"a\.safetensors is no network of the backbone embedded"):

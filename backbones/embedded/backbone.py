@@ -18,6 +18,7 @@ from torch import Tensor
 import dosde
 from backbones import backbone
 from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
+from backbones.kinds import kind_of_tensors
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import tiled
@@ -189,7 +190,7 @@ def load(
     """
     path = Path(weights)
     tensors = read(path)
-    config, about = _described(path)
+    config, about = _described(path, tensors)
     if dtype != "auto" and dtype not in DTYPES:
         raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
     held, least = sum(t.numel() for t in tensors.values()), config.least
@@ -222,11 +223,13 @@ def load(
     return Embedded(network, about, tile)
 
 
-def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
-    """The configuration in a file, and what it says of the training."""
-    said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
+def _described(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Config, Mapping[str, Any]]:
+    """The configuration in a file with these tensors, and what it says of the training."""
+    noted = metadata(path)
+    said = noted.get(_KEY)
     if said is None:
-        shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
+        what = kind_of_tensors({name: tensor.shape for name, tensor in tensors.items()}, noted)
+        shown = f"{path} is {what or 'no network of the backbone embedded'} (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)
     try:
         made = json.loads(said)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones import weights
+from backbones import kinds, weights
 from backbones.weights import Tensors
 from dosde.check import Refused, require
 
@@ -37,7 +37,9 @@ def checked(name: str | Path, variant: str | None = None, **hub: Any) -> Path:
         raise Refused("weights", folder, f"a folder is needed (a checkpoint file: `dosde convert {folder} -o FOLDER`)")
     index = folder / "model_index.json"
     if not index.is_file():
-        raise Refused("weights", folder, _CONVERTED, f"{folder} has no model_index.json")
+        kind = kinds.kind_of(folder)
+        shown = f"{folder} is {kind.what}" if kind else f"{folder} has no model_index.json"
+        raise Refused("weights", folder, kind.needed if kind and "is its result" in kind.needed else _CONVERTED, shown)
     try:
         components = json.loads(index.read_text())
         named = {n: v for n, v in components.items() if n[0] != "_" and isinstance(v, list) and v[0] is not None}
@@ -47,7 +49,9 @@ def checked(name: str | Path, variant: str | None = None, **hub: Any) -> Path:
         variant_for(folder, variant)
     for component in ("vae", "hint_encoder", "unet", "controlnet", "scheduler"):
         if component not in named:
-            raise Refused("weights", index, _CONVERTED, f"{index} names no {component}")
+            of = components.get("_class_name")
+            of = "" if of == "DoSSRPipeline" else f" is of {of}, and"
+            raise Refused("weights", index, _CONVERTED, f"{index}{of} names no {component}")
     for component in named:
         if not has(folder, component):
             raise Refused("weights", folder, _CONVERTED, f"{folder} lacks {component}/, which its model_index.json names")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones import kinds
 from backbones.weights import Tensors, aligned, read
 from dosde.check import Refused, require
 
@@ -31,12 +32,17 @@ class Parts:
     unused: Tensors
 
 
-def to_parts(released: Mapping[str, Tensor], heads: names.Heads = names.Heads()) -> Parts:  # noqa: B008
+def to_parts(
+    released: Mapping[str, Tensor],
+    heads: names.Heads = names.Heads(),  # noqa: B008
+    about: Mapping[str, str] | None = None,
+) -> Parts:
     """The components of a released checkpoint, every tensor in its place.
 
     Args:
         released: tensors by their released names.
         heads: what no tensor tells.
+        about: the metadata of the file.
 
     Raises:
         Refused: a tensor is missing, unexpected or wrongly shaped; the error names it.
@@ -44,15 +50,16 @@ def to_parts(released: Mapping[str, Tensor], heads: names.Heads = names.Heads())
     from .rrdb import config_of
 
     shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
-    configs = names.configs(shapes, heads)
     for component in ("unet", "controlnet", "vae", "hint_encoder"):
-        if component not in configs:
+        if not names.part(shapes, component):
+            what = kinds.kind_of_tensors(shapes, about)
             raise Refused(
                 "checkpoint",
                 names.PREFIXES[component],
-                "another layout is needed",
-                f"no tensor {names.PREFIXES[component]}*, the {component}",
+                "a checkpoint of DoSSR or DiffBIR in the released layout is needed",
+                f"{f'{what}, with ' if what else ''}no tensor {names.PREFIXES[component]}*, the {component}",
             )
+    configs = names.configs(shapes, heads)
     own = names.part(shapes, "preprocessor")
     if "body.0.rdb1.conv1.weight" in own:  # DiffBIR's is another network
         configs["preprocessor"] = config_of(own)
