@@ -726,17 +726,29 @@ def test_other_prompts_need_the_text_tower(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = DoSSRPipeline.from_pretrained(tmp_path)
 
-    def tokenizer(prompt, padding, max_length, truncation):
-        class Encoding:
-            input_ids = [49406, 320, 2368, 49407] + [0] * (max_length - 4)
+    class Tokenizer:
+        """A word is a token."""
 
-        return Encoding()
+        def __call__(self, prompt, padding=None, max_length=None, truncation=False, verbose=True):
+            words = [320 + len(word) for word in prompt.split()]
+            self.input_ids = [49406, *(words[: max_length - 2] if truncation else words), 49407]
+            self.input_ids += [0] * ((max_length or 0) - len(self.input_ids))
+            return self
 
-    object.__setattr__(loaded, "tokenizer", tokenizer)
+        def decode(self, tokens):
+            return " ".join("x" * (token - 320) for token in tokens)
+
+    object.__setattr__(loaded, "tokenizer", Tokenizer())
     with torch.no_grad():
         embedded = loaded.encode_prompt("a cat")  # loads the text tower
-        tokens = torch.tensor([[49406, 320, 2368, 49407] + [0] * 73])
+        tokens = torch.tensor([[49406, 321, 323, 49407] + [0] * 73])
         assert torch.equal(embedded, pipe.embed(tokens))
+        loaded.encode_prompt(" ".join(["a"] * 75))  # no warning, which would be an error
+        with pytest.warns(
+            UserWarning, match="^prompt: 77 tokens; 75 tokens are read, and these words of it are not: 'xx xxx'$"
+        ):
+            embedded = loaded.encode_prompt(" ".join(["a"] * 75 + ["bb", "ccc"]))
+        assert torch.equal(embedded, pipe.embed(torch.tensor([[49406, *[321] * 75, 49407]])))
 
 
 @pytest.mark.parametrize(

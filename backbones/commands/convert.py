@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
                 made = convert.start(arguments.base, arguments.preprocessor)
             dtype = None if arguments.dtype is None else convert.DTYPES[arguments.dtype]
             convert.to_folder(made, out, dtype=dtype, tokenizer=convert.tokenizer_folder(arguments.base))
+    except ImportError as error:
+        raise Unusable(f"{NEEDS_SD21} ({error})") from None
     except (ValueError, OSError) as error:
         print(f"dosde convert: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -442,9 +442,13 @@ class DoSSRPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[mi
                 f"{prompt!r} needs a {what}, which this model lacks",
             )
         self._load_text()
-        tokens = self.tokenizer(
-            prompt, padding="max_length", max_length=self.text_encoder.config.max_position_embeddings, truncation=True
-        ).input_ids
+        most = self.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(prompt, padding="max_length", max_length=most, truncation=True).input_ids
+        whole = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(whole) > most:
+            lost = self.tokenizer.decode(whole[most - 1 : -1])  # all but the token that ends a prompt
+            left = f"{most - 2} tokens are read, and these words of it are not: {lost!r}"
+            check.warn(argument, prompt, left, f"{len(whole) - 2} tokens")
         return self.embed(torch.tensor([tokens]))
 
     def embed(self, tokens: Tensor) -> Tensor:
