@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import dosde
-from dosde import check
 from dosde.check import Refused, RefusedType, form
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -78,19 +77,19 @@ class Loop:
         guided, scale, n = self.pipe.do_classifier_free_guidance, self.pipe.guidance_scale, len(x)
         shape = (n, *self.prompt.shape[1:])
         both = [part.expand(shape) for part in (self.negative, self.prompt) if part is not None]
-        latents, prompts = x.clone(), torch.cat(both) if guided else both[-1].clone()
-        own = {"latents": latents, "prompt_embeds": prompts, "negative_prompt_embeds": both[0].clone() if guided else None}
-        before = {name: None if value is None else check.writes(value) for name, value in own.items()}
+        prompts = torch.cat(both) if guided else both[-1]
+        before = {"latents": x, "prompt_embeds": prompts, "negative_prompt_embeds": both[0] if guided else None}
+        passed = {name: None if (own := before[name]) is None else own.clone() for name in self.inputs}
         number = self.pipe.scheduler.model_time(t)
         timestep = torch.tensor(int(number) if number == int(number) else number)
-        answer = self.callback(self.pipe, step, timestep, {name: own[name] for name in self.inputs})
+        answer = self.callback(self.pipe, step, timestep, dict(passed))
         if answer is not None and not isinstance(answer, Mapping):
             needed = f"a dict with some of {', '.join(INPUTS)}, or None, is needed"
             raise RefusedType("callback_on_step_end", answer, needed, f"returned {form(answer)}")
         changed = {}
-        for name, value in own.items():
-            new = (answer or {}).get(name, value)
-            if new is not value or (value is not None and check.writes(value) != before[name]):
+        for name, own in before.items():
+            new = (answer or {}).get(name, passed.get(name, own))
+            if new is not own and not (isinstance(new, Tensor) and own is not None and _equal(new, own)):
                 changed[name] = new
         after = self.pipe.do_classifier_free_guidance
         if self.pipe.guidance_scale != scale or changed.keys() - {"latents"}:
@@ -113,6 +112,10 @@ class Loop:
         if changed.get("negative_prompt_embeds") is not None and guided:
             self.negative = _like(changed["negative_prompt_embeds"], "negative_prompt_embeds", before, (1, n))
         self.model = self.make(self.prompt, self.negative if guided else None, self.pipe.guidance_scale if guided else 1.0)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
 
 
 def _like(value: Any, name: str, like: Tensor, rows: Sequence[int]) -> Tensor:
