@@ -22,6 +22,14 @@ from .loop import INPUTS
 
 T = TypeVar("T")
 
+# The networks of a call: their names, their kinds, and a key of their configs that other kinds have not.
+NETWORKS = (
+    ("vae", "an AutoencoderKL", "scaling_factor"),
+    ("hint_encoder", "a HintEncoder", "block_out_channels"),
+    ("unet", "a UNet2DConditionModel", "cross_attention_dim"),
+    ("controlnet", "a LatentControlNet", "cross_attention_dim"),
+)
+
 # Arguments of stock pipelines that are none here: values that mean nothing (beside None), and what to use for others.
 _WORDS: dict[str, tuple[tuple[object, ...], str]] = {
     "latents": ((), "noise=(u, u_next, like) -> z is what there is: it draws the noise of the start first, with u = 0"),

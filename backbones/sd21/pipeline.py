@@ -535,8 +535,10 @@ class DoSSRPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[mi
             TypeError: an argument has a wrong type; before any work.
         """
         arguments.check_words(words, tuple(inspect.signature(type(self).__call__).parameters)[1:-1])
-        for name in ("vae", "hint_encoder", "unet", "controlnet"):
-            self._part(name)
+        for name, kind, told in arguments.NETWORKS:
+            network = self._part(name)
+            if told not in getattr(network, "config", {}):
+                raise RefusedType(name, network, f"{kind} is needed", type(network).__name__)
         count = check.count("num_images_per_prompt", num_images_per_prompt)
         pictures = arguments.repeated(arguments.pictures_of(image), count)
         prompt, negative_prompt = (arguments.repeated(words, count) for words in (prompt, negative_prompt or ""))
