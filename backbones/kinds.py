@@ -30,7 +30,7 @@ class Kind:
     """
 
     what: str
-    needed: str = "a .safetensors file, or a pickle of a state_dict, is needed"
+    needed: str = "a .safetensors file, or what torch.save makes of a state_dict, is needed"
 
 
 _AGAIN = "download it again"
@@ -78,7 +78,7 @@ def kind_of(path: Path) -> Kind | None:
         path: a file or a folder that exists.
 
     Returns:
-        Its kind; None for a whole .safetensors or PyTorch file, and for what is not known.
+        Its kind; None for a whole .safetensors or PyTorch file, and for a folder that is not known.
 
     Raises:
         OSError: it cannot be read.
@@ -107,7 +107,7 @@ def kind_of(path: Path) -> Kind | None:
         return None if head.startswith(_LEGACY) else _pickle(path)
     if tail == bytes.fromhex("57fb808b247547db"):
         return Kind("the index of a checkpoint of TensorFlow")
-    return _text(path, head, size) or _protobuf(head) or _flax(head)
+    return _text(path, head, size) or _protobuf(head) or _flax(head) or Kind("a file of no known kind")
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -127,7 +127,9 @@ def _cut(path: Path, head: bytes, size: int) -> Kind | None:
         ends = 8 + length + max(offsets, default=0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Kind("a .safetensors file with a broken header", _AGAIN)
-    return Kind(f"a .safetensors file that is cut off, {size} of {ends} bytes", _AGAIN) if size < ends else None
+    if size == ends:
+        return None
+    return Kind(f"a .safetensors file that is {'cut off' if size < ends else 'too long'}, {size} of {ends} bytes", _AGAIN)
 
 
 def _archive(path: Path, head: bytes) -> Kind | None:
@@ -195,7 +197,8 @@ def _protobuf(head: bytes) -> Kind | None:
     if head.startswith(b"\x08\x01\x12"):
         return Kind("a model of TensorFlow (saved_model.pb)")
     if head[0] == 8 and 1 < head[1] < 32 and head[2:3] and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42):
-        return Kind("an ONNX file")
+        name = head[4 : 4 + head[3]] if head[2] == 0x12 else b""  # of what wrote it; in Core ML's files a message
+        return Kind("an ONNX file" if all(32 <= byte < 127 for byte in name) else "a model of Core ML")
     if head[0] == 0x0A and (b"Const" in head or b"Placeholder" in head):
         return Kind("a graph of TensorFlow (.pb)")
     return None

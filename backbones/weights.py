@@ -40,8 +40,9 @@ def read(path: Path | str) -> Tensors:
     if "://" in str(path):
         raise Refused("checkpoint", path, "a file of this machine is needed: download it", str(path))
     path = Path(path)
-    if not path.exists():
-        raise Refused("checkpoint", path, "no such file")
+    if not path.is_file() and not path.is_dir():
+        missing = not path.exists()
+        raise Refused("checkpoint", path, "no such file" if missing else "it is no file that can be read to its end")
     try:
         kind = kinds.kind_of(path)
     except OSError as error:

@@ -4,6 +4,7 @@ import collections
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import warnings
@@ -120,7 +121,10 @@ FILES = {
     "cut header": (save(TENSORS)[:40], "a .safetensors file that is cut off in its header, at 40 bytes; "),
     "broken header": (b"\x0b\0\0\0\0\0\0\0{" + b"'a': 3}   " + bytes(9), "a .safetensors file with a broken header; "),
     "cut, of before 1.6": (torch_file(_use_new_zipfile_serialization=False)[:-20], "no whole file of tensors"),
-    "bytes": (bytes(range(200, 256)) * 9, "no whole file of tensors"),
+    "bytes": (bytes(range(200, 256)) * 9, "a file of no known kind; "),
+    "parquet": (b"PAR1" + bytes(range(99)), "a file of no known kind; "),
+    "core ml": (b"\x08\x05\x12\x9a\x01\n\x1d\n\x05image", "a model of Core ML; "),
+    "too long": (save(TENSORS) + b"more", r"a .safetensors file that is too long, \d+ of \d+ bytes; download it again"),
 }
 
 
@@ -193,6 +197,9 @@ def test_folders_and_what_is_no_file(tmp_path):
             (tmp_path / name / inside).mkdir() if text is None else (tmp_path / name / inside).write_text(text)
         with pytest.raises(Refused, match=f"^checkpoint: .*{name} is {what}"):
             weights.read(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Refused, match=r"pipe; it is no file that can be read to its end"):
+        weights.read(tmp_path / "pipe")
     with pytest.raises(Refused, match=r"^checkpoint: https://a.org/b.ckpt; a file of this machine is needed: download it"):
         weights.read("https://a.org/b.ckpt")
 
