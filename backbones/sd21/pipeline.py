@@ -541,7 +541,8 @@ class DoSSRPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[mi
                 raise RefusedType(name, network, f"{kind} is needed", type(network).__name__)
         count = check.count("num_images_per_prompt", num_images_per_prompt)
         pictures = arguments.repeated(arguments.pictures_of(image), count)
-        prompt, negative_prompt = (arguments.repeated(words, count) for words in (prompt, negative_prompt or ""))
+        prompt = arguments.repeated(prompt, count)
+        negative_prompt = arguments.repeated("" if negative_prompt is None else negative_prompt, count)
         steps = check.count("num_inference_steps", num_inference_steps)
         order = None if order is None else check.count("order", order)
         callback = callback_on_step_end
