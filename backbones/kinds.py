@@ -252,6 +252,8 @@ def _folder(path: Path) -> Kind | None:
                 of = None
             if name == "config.json":
                 return Kind(f"a folder of {of or 'a model'} alone", "the folder of a whole pipeline is needed")
+            if of == "DoSSRPipeline":
+                return Kind("a folder of DoSSRPipeline", "a file is needed; DoSSRPipeline.from_pretrained takes such a folder")
             return Kind(f"a folder of {of}" if of else "a folder with a broken model_index.json")
     if "checkpoints" in names:
         results = [name for name in names if name in ("pipeline", "weights.safetensors")]
@@ -337,5 +339,6 @@ _NETWORKS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (  # the first tha
     ("a compact network of Real-ESRGAN", _with(r"body\.0\.weight", r"body\.1\.weight", r"body\.2\.weight")),
     ("a ResNet", _with(r"layer1\.0\.conv1\.", r"fc\.")),
     ("a VGG", _with(r"features\.0\.weight")),
+    ("the embeddings of prompts", lambda names: names.all(r"embeddings$")),
     ("the state of an optimizer", lambda n: n.all(r"(optimizer|state|exp_avg)")),
 )  # fmt: skip

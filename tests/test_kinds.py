@@ -186,6 +186,11 @@ def test_folders_and_what_is_no_file(tmp_path):
             {"model_index.json": '{"_class_name": "StableDiffusionXLPipeline"}'},
             "a folder of StableDiffusionXLPipeline",
         ),
+        (
+            "own",
+            {"model_index.json": '{"_class_name": "DoSSRPipeline"}'},
+            "a folder of DoSSRPipeline; a file .*from_pretrained",
+        ),
         ("unet", {"config.json": '{"_class_name": "UNet2DConditionModel"}'}, "a folder of UNet2DConditionModel alone"),
         ("clip", {"config.json": '{"architectures": ["CLIPTextModel"]}'}, "a folder of CLIPTextModel alone"),
         ("run", {"checkpoints": None, "pipeline": None}, "the folder of a run of `dosde train`; .*run/pipeline is its result"),
@@ -238,6 +243,7 @@ NETWORKS = {
     "a SwinIR": named("conv_first.weight", "layers.0.residual_group.a", shape=(8, 3, 3, 3)),
     "a network of ResShift": named("input_blocks.0.0.weight", "input_blocks.1.1.blocks.0.attn.relative_position_bias_table"),
     "an autoencoder of VQGAN": named("encoder.conv_in.weight", "decoder.conv_out.weight", "quantize.embedding.weight"),
+    "the embeddings of prompts": named("embeddings", shape=(2, 77, 8)),
     "the state of an optimizer": named("optimizer.exp_avg.a", "optimizer.step.a"),
 }
 
@@ -297,6 +303,9 @@ def test_folders_of_other_pipelines(index, message, tmp_path):
     (tmp_path / "run" / "pipeline").mkdir()
     with pytest.raises(Refused, match=r"^weights: .*run is the folder of a run of `dosde train`; .*pipeline is its result"):
         DoSSRPipeline.from_pretrained(tmp_path / "run")
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    with pytest.raises(Refused, match=r"^weights: .*a.png is a PNG picture; a folder written by `dosde convert` is needed"):
+        DoSSRPipeline.from_pretrained(tmp_path / "a.png")
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(Refused, match=message):
         DoSSRPipeline.from_pretrained(tmp_path)

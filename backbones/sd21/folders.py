@@ -34,7 +34,9 @@ def checked(name: str | Path, variant: str | None = None, **hub: Any) -> Path:
     """
     folder = Path(name) if Path(name).exists() else of_hub(str(name), "weights", variant, **hub)
     if not folder.is_dir():
-        raise Refused("weights", folder, f"a folder is needed (a checkpoint file: `dosde convert {folder} -o FOLDER`)")
+        kind = kinds.kind_of(folder) if folder.is_file() else None
+        needed = _CONVERTED if kind else f"a folder is needed (a checkpoint file: `dosde convert {folder} -o FOLDER`)"
+        raise Refused("weights", folder, needed, f"{folder} is {kind.what}" if kind else None)
     index = folder / "model_index.json"
     if not index.is_file():
         kind = kinds.kind_of(folder)
