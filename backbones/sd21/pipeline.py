@@ -594,8 +594,7 @@ class DoSSRPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[mi
                 inputs or (),
             )
             drawn = own if noise is None else arguments.part(noise, first, last)
-            with self._bar(steps, "solve") as bar:
-                x0 = loop.solve(made.x_hat0, steps, order, bar, noise=drawn, **solver)
+            x0 = self._solve(loop, made.x_hat0, steps, order, noise=drawn, **solver)
             if output_type == "latent":
                 results += x0.chunk(len(x0))
             else:
@@ -622,6 +621,11 @@ class DoSSRPipeline(DiffusionPipeline, StableDiffusionMixin):  # type: ignore[mi
             batch = "1" if count == 1 else f"1 or {count}"
             raise Refused(f"{name}_embeds", embeds, f"a tensor ({batch}, tokens, {width}) is needed", what)
         return embeds.to(self._execution_device, self.unet.dtype)
+
+    def _solve(self, loop: Loop, x_hat0: Tensor, steps: int, order: int | None, **solver: Any) -> Tensor:
+        """`dosde.solve`, with the callback of the loop, under a progress bar."""
+        with self._bar(steps, "solve") as bar:
+            return loop.solve(x_hat0, steps, order, bar, **solver)
 
 
 # What `DiffusionPipeline.from_pretrained` asks diffusers for, by the name in a folder's model_index.json.
