@@ -53,8 +53,15 @@ def load(name: str, **options: Any) -> "Backbone":
 
     Raises:
         Refused: for another name, an option that is wrong, and weights that cannot be loaded.
+        ImportError: a package is missing; the error names it, and the extra that has it.
     """
-    backbone: Backbone = module(name).load(**options)
+    own = module(name)
+    try:
+        backbone: Backbone = own.load(**options)
+    except ImportError as error:
+        extra = "sd21" if name in ("sd21", "resshift") else "images"
+        said = f"the backbone {name} needs the extra {extra!r}: pip install 'dosde[{extra}]' ({error})"
+        raise ImportError(said, name=error.name) from error
     return backbone
 
 

@@ -124,7 +124,7 @@ def test_the_command_keeps_memory_while_a_picture_runs(weights, tmp_path, monkey
         (["--guidance", "2"], "--guidance: needs --backbone sd21"),
         (["WEIGHTS", "--guidance", "nan"], "--guidance: nan; a number is needed"),
         (["WEIGHTS", "--guidance", "2", "--negative-prompt", "a cat"], "--negative-prompt: 'a cat' needs a tokenizer"),
-        (["--weights", "a.png"], "--weights: a.png; a file that ends in .safetensors"),
+        (["--weights", "a.png"], "--weights: a.png is a PNG picture; a .safetensors file"),
         (["WEIGHTS", "--tile", "64"], "--tile: 64; 'auto', None, or a side of at least 128"),
         (["WEIGHTS", "--tile", "big"], "argument --tile: invalid"),
         (["WEIGHTS", "--max-memory", "much"], "argument --max-memory: invalid"),

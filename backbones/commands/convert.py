@@ -88,6 +88,8 @@ def _convert(arguments: argparse.Namespace, source: Path | None, out: Path) -> i
                 made = convert.start(arguments.base, arguments.preprocessor)
             dtype = None if arguments.dtype is None else backbone.DTYPES[arguments.dtype]
             convert.to_folder(made, out, dtype=dtype, tokenizer=convert.tokenizer_folder(arguments.base))
+    except ImportError as error:
+        raise Unusable(f"{NEEDS_SD21} ({error})") from None
     except (ValueError, OSError) as error:
         print(f"dosde convert: error: {line_of(' '.join(str(error).split()))}", file=sys.stderr)
         return 1

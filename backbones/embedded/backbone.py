@@ -19,6 +19,7 @@ from torch import Tensor
 import dosde
 from backbones import backbone
 from backbones.backbone import DTYPES
+from backbones.kinds import kind_of_tensors
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
 from backbones.pictures.tiling import least, tiled
@@ -172,8 +173,9 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
 def loaded(weights: str | Path, tile: int | str | None, dtype: str, device: str) -> Embedded:
     """What `load` returns, whose keywords these are."""
     path = Path(weights)
-    tensors = averaged(read(path))
-    config, about = _described(path)
+    whole = read(path)
+    config, about = _described(path, whole)
+    tensors = averaged(whole)
     if dtype != "auto" and dtype not in DTYPES:
         raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
     held, fewest = sum(t.numel() for t in tensors.values()), config.least
@@ -206,9 +208,10 @@ def loaded(weights: str | Path, tile: int | str | None, dtype: str, device: str)
     return Embedded(network, about, tile)
 
 
-def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
-    """The configuration in a file, and what it says of the training."""
-    said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
+def _described(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Config, Mapping[str, Any]]:
+    """The configuration in a file with these tensors, and what it says of the training."""
+    noted = metadata(path)
+    said = noted.get(_KEY)
     if said is None and (trained := training(path)) is not None:
         with contextlib.suppress(KeyError, TypeError):  # the checkpoint of something else, or of no training
             if trained["model"]["network"] == NETWORK and trained["task"] == "embedded":
@@ -220,7 +223,8 @@ def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
             shown = f"{path} holds weights of {what}, which `dosde train` trained, and no network of the backbone embedded"
             raise Refused("checkpoint", path, needed, shown)
     if said is None:
-        shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
+        what = kind_of_tensors({name: tensor.shape for name, tensor in tensors.items()}, noted)
+        shown = f"{path} is {what or 'no network of the backbone embedded'} (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)
     try:
         made = json.loads(said)

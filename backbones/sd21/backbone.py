@@ -23,7 +23,7 @@ from dosde.solve import Model
 from dosde.step import Method, Step
 
 from .stages import Prepared
-from .tiles import Tiles, check_tile
+from .tiles import Tiles, check_tile, free
 
 if TYPE_CHECKING:
     from .pipeline import DoSSRPipeline
@@ -137,6 +137,8 @@ def loaded(
     else:
         pipe = DoSSRPipeline.from_pretrained(weights, dtype=kind)
     check_tile(pipe.multiple, tile)
+    if tile == "auto" and max_memory is None:
+        free(place)  # which needs psutil: no picture is to blame where that is missing
     pipe.set_progress_bar_config(disable=not progress)
     pipe.to(place)
     with torch.no_grad():

@@ -90,8 +90,8 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         corrector: of adams, ode and chain, one order more at no call.
         variable: of adams, ode and chain, the variable of the expansion, "lam" or "log_lam".
         timestep_spacing: "dossr" (the released grid), "table" (`grid.table`), "uniform" in t, "few_step"; "spaced" (diffusers:
-            "linspace"), "leading" and "trailing", indices below t1, then t = 0. Default: "few_step" for that solver, "dossr"
-            for that shift, "table" with kappa, "spaced" without a shift, else "uniform".
+            "linspace"), "leading" and "trailing", indices below t1 as those of DDIMScheduler, then t = 0. Default: "few_step"
+            for that solver, "dossr" for that shift, "table" with kappa, "spaced" without a shift, else "uniform".
         steps_offset: a number added to the indices of "leading".
 
     Raises:
@@ -171,11 +171,13 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 consistency), or whose table is rescaled.
         """
         if isinstance(config, Mapping):
+            frozen = isinstance(config, FrozenDict)
             others = set(config) - cls._get_init_keys(cls) - {"_diffusers_version"}  # `_class_name`, if nothing else
-            if "solver" not in config and (others or isinstance(config, FrozenDict)):
-                _check_theirs({**config, **kwargs})
             # diffusers leaves out what were defaults there, and defaults here are others.
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
+            if "solver" not in config and (others or frozen):
+                _check_theirs({**config, **kwargs})
+                config = {name: _plain(value) for name, value in config.items() if name not in others}
         return super().from_config(config, *args, **kwargs)
 
     def __len__(self) -> int:
@@ -269,6 +271,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Makes the solve begin at timesteps[begin_index], as on a grid that begins there."""
         times = self._set("set_begin_index")
+        if isinstance(begin_index, int) and begin_index == len(times) - 1:  # where img2img pipelines begin at a small strength
+            needed = f"0 to {len(times) - 2} is needed, so img2img pipelines need a strength of {1 / begin_index:.3g} or more"
+            raise Refused("begin_index", begin_index, needed, f"{begin_index}, which leaves none of {begin_index} steps")
         if isinstance(begin_index, bool) or not isinstance(begin_index, int) or not 0 <= begin_index < len(times) - 1:
             raise Refused("begin_index", begin_index, f"0 to {len(times) - 2} is needed")
         self._replan(times, begin_index)
@@ -459,14 +464,17 @@ def _predicts(name: str) -> Predicts:
     return kind
 
 
+def _plain(value: object) -> object:
+    """An array, as diffusers has betas in it, as the list that files have."""
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+
+
 def _check_theirs(config: Mapping[str, Any]) -> None:
     """Refused for the config of a scheduler of diffusers that stands for another process."""
     names = [name for name in config if not name.startswith("_")]
     name = config.get("_class_name", f"one with {', '.join(names[:4])}")  # which configs in memory do not say
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
-        raise Refused(
-            "config", config, "the config of one with beta_schedule or trained_betas is needed", f"{name}, without betas"
-        )
+    if "beta_schedule" not in config:  # trained_betas of IPNDM are sigmas
+        raise Refused("config", config, "the config of one with beta_schedule is needed", f"{name}, without betas")
     plain: dict[str, object] = {"rescale_betas_zero_snr": False, "use_flow_sigmas": False, "snr_shift_scale": 1.0}
     plain |= {"sigma_min": None, "sigma_max": None, "timestep_type": "discrete"}
     for option, value in plain.items():
