@@ -60,7 +60,7 @@ def load(name: str, **options: Any) -> "Backbone":
         backbone: Backbone = own.load(**options)
     except ImportError as error:
         extra = "sd21" if name in ("sd21", "resshift") else "images"
-        said = f"the backbone {name} needs the extra {extra!r}: pip install 'dosde[{extra}]' ({error})"
+        said = f"the backbone {name} needs the extra {extra!r} (in the repository: pip install '.[{extra}]') ({error})"
         raise ImportError(said, name=error.name) from error
     return backbone
 

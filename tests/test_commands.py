@@ -206,6 +206,16 @@ def test_two_runs_at_once_lose_no_picture(tmp_path, monkeypatch, capsys):
     assert "a_x4.png is the result of another picture" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("package", ["PIL", "imagecodecs", "tifffile"])
+def test_a_package_of_pictures_that_is_missing_is_named(package, tmp_path, monkeypatch, capsys):
+    save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refused(capsys, "upscale", tmp_path / "a.png", "-o", tmp_path / "out")
+    assert "dosde upscale needs the extra 'images'" in line
+    assert package in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_folders_alone_says_so(tmp_path, capsys):
     save(tmp_path / "in" / "deep" / "a.png")
     line = refused(capsys, "upscale", tmp_path / "in", "-o", tmp_path / "out")

@@ -282,7 +282,9 @@ def check_seed(seed: int) -> None:
 def check_images(command: str) -> None:
     """Unusable without the packages for pictures."""
     try:
+        import imagecodecs  # noqa: F401
         import PIL  # noqa: F401
+        import tifffile  # noqa: F401
         import tqdm  # noqa: F401
     except ImportError as error:
         raise Unusable(f"dosde {command} {NEEDS_IMAGES} ({error})") from None

@@ -162,7 +162,7 @@ class _Found:
     def notes(self) -> list[str]:
         """What is passed over, a line for each input folder."""
         lines = []
-        for folder in sorted({*self.others, *self.nested}):
+        for folder in sorted(+self.others + +self.nested):
             files, folders = self.others[folder], self.nested[folder]
             said = []
             if files:
@@ -212,33 +212,18 @@ def _look(root: Path, recursive: bool, found: _Found) -> None:
     while left:
         folder = left.pop()
         try:
-            inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            pictures, others = images.listed(folder)
+            folders = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
         except OSError as error:
             if folder == root:
                 raise
             found.unread.append((folder, error.strerror or "it cannot be read"))
             continue
-        folders = []
-        for path in inside:
-            mode = _mode(path)
-            if mode is not None and stat.S_ISDIR(mode):
-                if recursive and not path.is_symlink():
-                    folders.append(path)
-                else:
-                    found.nested[root] += 1
-            elif path.suffix.lower() in images.SUFFIXES and (mode is None or stat.S_ISREG(mode)):
-                found.pictures.append((path, folder.relative_to(root)))  # a link to nothing is named when its turn comes
-            else:
-                found.others[root] += 1
-        left += reversed(folders)
-
-
-def _mode(path: Path) -> int | None:
-    """Type and permissions of what a path leads to; None where that is nothing, or a circle."""
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return None
+        entered = [path for path in folders if recursive and not path.is_symlink()]
+        found.pictures.extend((path, folder.relative_to(root)) for path in pictures)
+        found.others[root] += len(others)
+        found.nested[root] += len(folders) - len(entered)
+        left += reversed(entered)
 
 
 def _jobs(inputs: Sequence[Path], found: _Found, out: Path, scale: float) -> list[tuple[Path, Path]]:
