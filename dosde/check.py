@@ -253,6 +253,13 @@ def values(argument: str, value: object, needed: str) -> Tensor:
         raise RefusedType(argument, value, f"{needed} is needed") from None
 
 
+def betas(beta_min: float, beta_max: float, T: int) -> None:
+    """The first and the last beta of a table of T steps."""
+    ordered, shown = 0 < beta_min < beta_max < 1, f"{beta_min}, {beta_max}"
+    require(ordered, "beta_min, beta_max", (beta_min, beta_max), "0 < beta_min < beta_max < 1 is needed", shown)
+    require(T >= 1, "T", T, "a positive number of steps is needed")
+
+
 def alike(**tensors: Tensor) -> None:
     """Tensors of shapes that broadcast."""
     try:
@@ -260,6 +267,14 @@ def alike(**tensors: Tensor) -> None:
     except ValueError:
         shown = ", ".join(str(tuple(v.shape)) for v in tensors.values())
         raise Refused(", ".join(tensors), tensors, "one shape is needed", shown) from None
+
+
+def spread_of(value: object, x_hat0: object) -> None:
+    """A number >= 0, or a field of them that broadcasts against the source."""
+    s = values("spread", value, "a number, or a tensor that broadcasts against x_hat0,")
+    require(within(s, 0, math.inf), "spread", value, "finite values >= 0 are needed")
+    if s.ndim and isinstance(x_hat0, Tensor):
+        field("spread", "it is a field", tuple(s.shape), x_hat0)
 
 
 def keywords(argument: str, value: object) -> None:
@@ -364,8 +379,14 @@ def path(process: "Process") -> None:
             require(ok, "shift", process.shift, needed, "at two times it is not what it is at each")
 
 
-def times(value: object, steps: int, instead: str = "") -> Tensor:
-    """steps + 1 decreasing times in [0, 1], as a float64 tensor."""
+def times(grid: object, process: object, steps: int) -> Tensor:
+    """What a grid, or a list of times, says: steps + 1 decreasing times in [0, 1], as a float64 tensor."""
+    value, instead = grid, "a function (process, steps) -> times, such as grid.karras(), or "
+    try:
+        value = grid(process, steps) if callable(grid) else grid
+    except TypeError as error:
+        shown = f"{describe(grid)} fails as (process, steps) -> times ({error})"
+        raise RefusedType("grid", grid, "grid.karras(), say, is needed", shown) from error
     try:
         t = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -102,7 +102,7 @@ def graded_start(order: int, grid: Grid = uniform) -> Grid:
     def graded(process: Process, steps: int) -> Tensor:
         require(steps > k, "steps", steps, f"at least {k + 1} is needed with graded_start({k})")
         whole = steps - k + 1
-        times = check.times(grid(process, whole), whole)
+        times = check.times(grid, process, whole)
         j = torch.arange(1, k + 1, dtype=torch.float64, device="cpu")
         cuts = torch.maximum(whole ** (1 - (k + 1) / (j + 1)), 1e-6 * j)  # nearer outputs would differ by rounding
         return torch.cat([times[:1], torch.lerp(times[0], times[1], cuts), times[2:]])

@@ -7,6 +7,7 @@ more than the error of the solver. Nothing in the loop waits for the device.
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def solve(
     noise: Noise | torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    spread: float | Tensor = 0.0,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """A sample of x0 given x_hat0, in `steps` model calls: the reverse domain-shift SDE (Eq. 7), or its ODE, solved.
@@ -64,6 +66,8 @@ def solve(
         callback: called as callback(step, t, x, x_theta) after each model call, with copies. It can collect them for a
             trajectory.
         progress: show a tqdm bar.
+        spread: std of x0 given x_hat0, a number or a field, for a solve that starts where a > 0. Its first state is then
+            N((a + b) x_hat0, sigma^2 + a^2 spread^2); without it, it is too narrow by the residual.
         model_kwargs: further keywords of each model call: model(x, x_hat0, t, **model_kwargs).
 
     Returns:
@@ -87,6 +91,7 @@ def solve(
     if callback is not None:
         check.function("callback", callback, "a function (step, t, x, x_theta) is needed")
     check.keywords("model_kwargs", model_kwargs)
+    check.spread_of(spread, x_hat0)
     process = check.process(model, process, Process)
     points = marginals(process, check.count("steps", steps), grid)
     made = applied(method, points, order, getattr(grid, "scale", None))
@@ -95,7 +100,7 @@ def solve(
     plan: Sequence[Step] = placed(made, source)
     watched = _watched(model, x_hat0, plan, model_kwargs)
 
-    x = start(points[0], plan[0], source, draw)
+    x = start(points[0], plan[0], source, draw, spread)
     past: deque[Tensor] = deque(maxlen=max(len(step.new) for step in plan))
     for i, step in enumerate(with_progress(plan, progress)):
         past.appendleft(watched(i, x, past))
@@ -106,8 +111,10 @@ def solve(
     return x.to(x_hat0.dtype)
 
 
-def start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
-    """The first state, (a + b) x_hat0 + sigma z."""
+def start(m: Marginal, first: Step, source: Tensor, draw: Noise, spread: float | Tensor = 0.0) -> Tensor:
+    """The first state, (a + b) x_hat0 + sigma z, with sigma^2 + a^2 spread^2 for sigma^2."""
+    if isinstance(spread, Tensor) or spread:
+        m = replace(m, sigma=torch.sqrt(m.sigma**2 + (m.a * torch.as_tensor(spread, dtype=torch.float64, device="cpu")) ** 2))
     if not m.sigma.any():
         return source * m.alpha.to(source)
     zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)

@@ -79,6 +79,11 @@ def stacked(marginals: Sequence[Marginal], noise_free: bool = False) -> Marginal
     return m
 
 
+def kept(m: Marginal, ratio: Tensor) -> Tensor:
+    """c, which is 0 in a step from the source itself (a = 0 and sigma = 0, of a bridge): there is no old noise to keep."""
+    return torch.where((m.sigma[:-1] > 0) | (m.a[:-1] > 0), ratio, 0.0)
+
+
 def steps(m: Marginal, ratio: Tensor, shares: Tensor, level: Tensor | None = None) -> list[Step]:
     """The steps between stacked marginals: the equations above.
 
@@ -88,11 +93,11 @@ def steps(m: Marginal, ratio: Tensor, shares: Tensor, level: Tensor | None = Non
         shares: w, (order, n, *field), of the newest output first.
         level: std of the noise that x_t has after each step, (n, *field). Default: sigma_t.
     """
-    a, b, sigma, c, w = (v.numpy() for v in (m.a, m.b, m.sigma, ratio, shares))
+    a, b, sigma, c, w = (v.numpy() for v in (m.a, m.b, m.sigma, kept(m, ratio), shares))
     after = sigma[1:] if level is None else level.numpy()
     a, b, sigma, c = (_raised(v, after.ndim) for v in (a, b, sigma, c))
 
-    keep = c * after / sigma[:-1]
+    keep = c * after / np.where(sigma[:-1] > 0, sigma[:-1], 1.0)
     hat = b[1:] - keep * b[:-1]
     new = a[1:] * w
     noise = after * np.sqrt((1 - c) * (1 + c))
