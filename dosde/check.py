@@ -277,6 +277,14 @@ def spread_of(value: object, x_hat0: object) -> None:
         field("spread", "it is a field", tuple(s.shape), x_hat0)
 
 
+def differentiable(value: object, x_hat0: object) -> None:
+    """True, False or "checkpoint"; not False inside torch.func."""
+    ok = isinstance(value, bool) or value == "checkpoint"
+    require(ok, "differentiable", value, 'True, False or "checkpoint" is needed')
+    if isinstance(x_hat0, Tensor) and not value:
+        require(not transformed(x_hat0), "differentiable", value, "True is needed inside torch.func (vmap, grad, jvp)")
+
+
 def keywords(argument: str, value: object) -> None:
     """Keywords by name, or None."""
     ok = value is None or (isinstance(value, Mapping) and all(isinstance(name, str) for name in value))
@@ -429,7 +437,8 @@ def plan(value: object, method: object, steps: int, order: int, kind: type[S]) -
         require(1 <= len(step.new) <= most, "method", method, f"1 to {most} is needed, the outputs kept", shown)
         parts = (step.keep, step.hat, *step.new, step.noise)
         finite = all(bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part) for part in parts)
-        require(finite, "method", method, "finite coefficients are needed", f"step {i} is {step}")
+        if not finite:
+            raise Refused("method", method, "finite coefficients are needed", f"step {i} is {step}")
 
 
 # -- Tensors of the problem ---------------------------------------------------------------------------------------------------
@@ -441,7 +450,7 @@ def source(x_hat0: Tensor, field_shape: tuple[int, ...] = ()) -> None:
         raise RefusedType("x_hat0", x_hat0, "a floating tensor is needed", form(x_hat0))
     ok = x_hat0.ndim >= 1 and x_hat0.numel() > 0
     require(ok, "x_hat0", x_hat0, "a batch of at least one element is needed", form(x_hat0))
-    ok = bool(total(x_hat0).isfinite())
+    ok = transformed(x_hat0) or bool(total(x_hat0).isfinite())
     require(ok, "x_hat0", x_hat0, "finite values are needed", f"{form(x_hat0)} holds NaN or infinity")
     field("process", "eta is a field", field_shape, x_hat0)
 
@@ -517,6 +526,11 @@ def finite(totals: Sequence[Tensor], last: Tensor, times: Sequence[float], other
     raise Refused("model", math.nan, "finite values are needed", shown)
 
 
+def transformed(x: Tensor) -> bool:
+    """Whether a tensor is inside vmap, grad or jvp of torch.func, where it has no values to look at."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
 def writes(x: Tensor) -> int:
     """How often a tensor was written to; inference tensors do not count it."""
     return 0 if x.is_inference() else x._version
@@ -549,6 +563,7 @@ class Watched:
             shown = f"wrote to an earlier output at step {step}, t = {t:g}"
             raise Refused("model", self.model, "return a new tensor each time", shown)
         output(x_theta, x, step, t)
+        require(not transformed(x_theta), "differentiable", False, "True is needed inside torch.func (vmap, grad, jvp)")
         kept = itertools.islice(past, None if past.maxlen is None else past.maxlen - 1)  # for this step, beside the new one
         for age, earlier in enumerate(kept, 1):
             if x_theta.data_ptr() == earlier.data_ptr() != 0:

@@ -70,7 +70,8 @@ def applied(method: Method, marginals: Sequence[Marginal], order: int | None, sc
     made = method(marginals, order)
     check.plan(made, method, steps, order, Step)
     plan = Plan(made, marginals)
-    check.amplification(sensitivity(plan), order)
+    with torch.no_grad():  # coefficients of a user's method may carry a graph
+        check.amplification(sensitivity(plan), order)
     scale = getattr(method, "scale", scale)
     if isinstance(scale, int | float) and marginals[0].sigma.any() and not marginals[0].a.ndim:
         check.spread(float(law(plan, scale).std), float(scale), steps)

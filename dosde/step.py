@@ -74,6 +74,9 @@ def stacked(marginals: Sequence[Marginal], noise_free: bool = False) -> Marginal
     if not isinstance(marginals, Sequence) or not all(isinstance(m, Marginal) for m in marginals) or len(marginals) < 2:
         raise RefusedType("marginals", marginals, "a list of at least two, process(t) at decreasing times, is needed")
     m = Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
+    graph = any(v.requires_grad for v in (m.a, m.b, m.sigma))
+    advice = "only a method of one's own, written in torch, takes coefficients through which gradients flow"
+    require(not graph, "process", None, advice, "its schedule or shift carries a graph")
     needed = "only method.flow solves such a one"
     require(noise_free or bool(m.sigma.any()), "method", None, needed, "the process has no noise (sigma = 0)")
     return m
@@ -128,4 +131,4 @@ def _trimmed(new: tuple[Coefficient, ...]) -> tuple[Coefficient, ...]:
 def _number(value: Coefficient) -> str:
     if isinstance(value, float):
         return f"{value:+.4g}"
-    return f"[{float(value.min()):+.4g} .. {float(value.max()):+.4g}]"
+    return f"[{float(value.detach().min()):+.4g} .. {float(value.detach().max()):+.4g}]"
