@@ -34,6 +34,8 @@ from dosde.process import Process
 from dosde.solve import advanced, noised
 from dosde.step import Method, Step
 
+from .networks import from_model as from_model
+
 _SHIFTS = ("dossr", "cosine", "linear", "none")
 _SPACINGS = ("dossr", "uniform", "few_step", "spaced", "linspace", "leading", "trailing")
 _THEIR_NAMES = {"epsilon": "vp_eps", "v_prediction": "v", "sample": "x0"}
