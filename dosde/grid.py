@@ -114,6 +114,9 @@ def graded_start(order: int, grid: Grid = uniform) -> Grid:
 def angle(scale: float | Tensor) -> Grid:
     """Even steps of the angle: lam = s tan(theta), theta uniform from t1 to t = 0.
 
+    For Gaussian data of std s it is the "tangent law", which is optimal for DDIM's KL divergence (Sun, Poor and Zhang 2026,
+    arXiv 2601.13602). In units of s it is the schedule `kl_optimal` of ComfyUI and AUTOMATIC1111.
+
     Args:
         scale: s, the scale of the residual; of a field the root mean square counts.
     """
