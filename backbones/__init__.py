@@ -4,57 +4,88 @@ An image backbone turns a low-resolution picture into a source, denoises towards
 result into a picture again. `dosde upscale` runs any of `NAMES`.
 """
 
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dosde.check import Refused
+if TYPE_CHECKING:
+    from .backbone import Backbone, device, upscale
 
-from .backbone import Backbone, device, upscale
+__all__ = ["NAMES", "Backbone", "device", "load", "module", "named_by", "upscale"]
 
-__all__ = ["NAMES", "Backbone", "device", "load", "module", "upscale"]
-
-NAMES = ("embedded", "gaussian", "sd21")
+NAMES = ("embedded", "gaussian", "sd21", "resshift")
 
 
 def module(name: str) -> ModuleType:
-    """The module of a backbone: its `load`, which declares the options, and `ABOUT`. It needs torch alone.
+    """The module of a backbone: its `load`, which declares the options, and `ABOUT`. It needs no package.
 
     Raises:
         Refused: for another name than one of `NAMES`.
     """
     if name == "gaussian":
-        from .exact import photograph
+        from .exact import loading as gaussian
 
-        return photograph
+        return gaussian
     if name == "embedded":
-        from .embedded import backbone as embedded
+        from .embedded import loading as embedded
 
         return embedded
     if name == "sd21":
-        from .sd21 import backbone as sd21
+        from .sd21 import loading as sd21
 
         return sd21
+    if name == "resshift":
+        from .resshift import loading as resshift
+
+        return resshift
+    from dosde.check import Refused
+
     raise Refused("backbone", name, f"one of {', '.join(NAMES)}")
 
 
-def load(name: str, **options: Any) -> Backbone:
+def load(name: str, **options: Any) -> "Backbone":
     """A backbone by name.
 
     Args:
         name: one of `NAMES`.
-        options: the keywords of `backbones.embedded.load`, or of `backbones.sd21.backbone.load`, which needs `weights`.
+        options: the keywords of `backbones.embedded.load`, or of the `load` of `backbones.sd21.loading` or
+            `backbones.resshift.loading`, which need `weights`.
 
     Raises:
         Refused: for another name, an option that is wrong, and weights that cannot be loaded.
+        ImportError: a package is missing; the error names it, and the extra that has it.
     """
-    backbone: Backbone = module(name).load(**options)
+    own = module(name)
+    try:
+        backbone: Backbone = own.load(**options)
+    except ImportError as error:
+        extra = "sd21" if name in ("sd21", "resshift") else "images"
+        said = f"the backbone {name} needs the extra {extra!r}: pip install 'dosde[{extra}]' ({error})"
+        raise ImportError(said, name=error.name) from error
     return backbone
+
+
+def named_by(weights: str | Path) -> str:
+    """The name of the backbone that a folder, or a released file, of weights is for: by what it holds."""
+    from dosde.check import Refused
+
+    from .resshift import folders, names
+
+    try:
+        resshift = folders.is_resshift(Path(weights)) or names.released(weights)
+    except Refused:  # by the backbone, then
+        resshift = False
+    return "resshift" if resshift else "sd21"
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """`backbones.gaussian` is `backbones.exact.gaussian`."""
+        """What needs torch, loaded at its first use. `backbones.gaussian` is `backbones.exact.gaussian`."""
+        if name in ("Backbone", "device", "upscale"):
+            from . import backbone
+
+            return getattr(backbone, name)
         if name == "gaussian":
             from .exact import gaussian
 

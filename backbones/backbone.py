@@ -15,19 +15,14 @@ A backbone of your own is any object with the members of `Backbone`, in any file
     larger = backbones.upscale(Mine(), picture, scale=4, steps=5)
 
 A backbone of the command line also has a module with `ABOUT`, a few words, and `load`, whose keywords are its options: see
-`Option`.
+`backbones.option`.
 """
 
-import functools
-import inspect
 import math
 import numbers
 import os
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import NoneType
-from typing import Any, ParamSpec, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,8 +32,16 @@ from backbones.pictures.values import unit
 from dosde.check import Refused, describe, require
 from dosde.solve import Model
 
-P = ParamSpec("P")
-L = TypeVar("L", bound="Loaded")
+from .option import DEVICE as DEVICE
+from .option import DTYPE as DTYPE
+from .option import DTYPES as NAMES_OF_DTYPES
+from .option import TILE as TILE
+from .option import Declared as Declared
+from .option import Option as Option
+from .option import loads as loads
+from .option import options as options
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in NAMES_OF_DTYPES}
 
 
 class Backbone(Protocol):
@@ -165,91 +168,5 @@ class Loaded:
         return f"backbones.load({name!r}{', ' if shown else ''}{shown})"
 
 
-def loads(name: str) -> Callable[[Callable[P, L]], Callable[P, L]]:
-    """Decorates the `load` of a backbone, so that what it returns knows the call: the name, and what is not the default."""
-
-    def decorate(load: Callable[P, L]) -> Callable[P, L]:
-        signature = inspect.signature(load)
-
-        @functools.wraps(load)
-        def called(*args: P.args, **kwargs: P.kwargs) -> L:
-            backbone = load(*args, **kwargs)
-            given = signature.bind(*args, **kwargs).arguments
-            changed = {key: value for key, value in given.items() if value != signature.parameters[key].default}
-            object.__setattr__(backbone, "_call", (name, changed))  # backbones are frozen dataclasses
-            return backbone
-
-        return called
-
-    return decorate
-
-
 def _shown(value: object) -> str:
     return repr(os.fspath(value)) if isinstance(value, os.PathLike) else describe(value)
-
-
-# -- Options ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Option:
-    """What the command line says of a keyword of `load`, in the annotation of the keyword:
-
-        def load(*, tile: Annotated[int | str | None, Option("side of the tiles", side, metavar="PIXELS")] = "auto") -> Mine:
-
-    Name, type and default are those of the keyword; "none" stands for None where the type has it.
-
-    Args:
-        help: a few words; the default belongs to them.
-        parse: text -> value; a ValueError of it refuses the text.
-        metavar: a word for the value.
-        choices: all values, if they are few.
-        flag: the name on the command line, where it is another than that of the keyword.
-    """
-
-    help: str
-    parse: Callable[[str], Any] = str
-    metavar: str | None = None
-    choices: Sequence[str] | None = None
-    flag: str | None = None
-
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def side(text: str) -> int | str:
-    """The side of tiles, from text."""
-    return text if text in ("auto", "none") else int(text)
-
-
-# Options that backbones have in common.
-TILE = Option("side of the tiles in the output, 'auto' or 'none' (default: auto)", side, metavar="PIXELS")
-DTYPE = Option("default: bfloat16 on a GPU, float32 on the CPU", choices=("auto", *DTYPES))
-DEVICE = Option("cpu, cuda, cuda:1, mps (default: a GPU if there is one)", metavar="NAME")
-
-
-@dataclass(frozen=True)
-class Declared:
-    """An option as a `load` declares it. required: it has no default; optional: None is a value."""
-
-    name: str
-    option: Option
-    required: bool
-    optional: bool
-
-    @property
-    def flag(self) -> str:
-        """The name on the command line, without its dashes."""
-        return self.option.flag or self.name.replace("_", "-")
-
-
-def options(load: Callable[..., Backbone]) -> Mapping[str, Declared]:
-    """The options that a `load` declares, by keyword, in its order."""
-    found = {}
-    parameters = inspect.signature(load).parameters
-    for name, hint in typing.get_type_hints(load, include_extras=True).items():
-        for option in getattr(hint, "__metadata__", ()):
-            if isinstance(option, Option):
-                required = parameters[name].default is inspect.Parameter.empty
-                found[name] = Declared(name, option, required, NoneType in typing.get_args(hint.__origin__))
-    return found

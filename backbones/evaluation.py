@@ -14,6 +14,8 @@ A number without its protocol means little: `document` says what was measured an
 import hashlib
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,7 @@ class Pairs:
         hr: files of high resolution.
         lr: files of low resolution, or None where there is no folder of them.
         results: files of results, or None where there is no folder of them.
+        unpaired: files of low resolution and of results that belong to no picture.
     """
 
     scale: int
@@ -62,53 +65,192 @@ class Pairs:
     hr: Mapping[str, Sequence[Path]]
     lr: Mapping[str, Sequence[Path]] | None
     results: Mapping[str, Sequence[Path]] | None
+    unpaired: Sequence[Path] = ()
+
+    def unpaired_lines(self) -> list[str]:
+        """What has no partner, a line for each folder."""
+        lines = []
+        for folder in dict.fromkeys(path.parent for path in self.unpaired):
+            names = [path.name for path in self.unpaired if path.parent == folder]
+            files = "1 file is" if len(names) == 1 else f"{len(names)} files are"
+            shown = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            lines.append(f"note    {folder}: {files} no partner of a picture of high resolution ({shown})")
+        return lines
 
 
-def found(folder: Path, scale: int, crop: int | None = None, results: Path | None = None) -> Pairs:
-    """The pictures of a folder, hr/ and perhaps lr/ in it, or of high resolution itself; and those that were made of them.
+def found(
+    folder: Path | None,
+    scale: int,
+    crop: int | None = None,
+    results: Path | None = None,
+    *,
+    hr: Path | None = None,
+    lr: Path | None = None,
+) -> Pairs:
+    """The pictures of a data set, and those that were made of them: see docs/evaluate.md, "Pictures".
 
-    To the picture NAME of high resolution belong NAME, NAMExSCALE and NAME_xSCALE in lr/, whatever the suffix. A result may
-    have these names too, or the name in lr/ followed by _xSCALE.
+    To the picture NAME of high resolution belong NAME, NAMExSCALE and NAME_xSCALE of low resolution, whatever the suffix, and
+    to NAME_HR also NAME_LR and NAME_LRSCALE. A result may have these names too, or the name of low resolution followed by
+    _xSCALE.
 
     Args:
-        folder: it holds hr/ and perhaps lr/, or pictures of high resolution.
+        folder: it holds hr/ and perhaps lr/, under the names that data sets have, or pictures; or hr is given.
         scale: a side of high resolution over a side of low resolution.
         crop: the side of a square in the middle of each picture, in pixels of high resolution; None for whole pictures.
         results: a folder of results.
+        hr: a folder of high resolution.
+        lr: a folder of low resolution.
 
     Raises:
-        Refused: for a folder that is missing or empty, and a crop that the scale does not divide.
+        Refused: for a folder that is missing, empty or ambiguous, and a crop that the scale does not divide.
         OSError: for a folder that cannot be read.
     """
     if crop is not None and (crop < 1 or crop % scale):
         raise Refused("crop", crop, f"a multiple of the scale, {scale}, is needed")
-    if not folder.is_dir():
-        raise Refused("pairs", folder, "no such folder")
-    hr, lr = folder / "hr", folder / "lr"
-    if lr.is_dir() and not hr.is_dir():
-        raise Refused("pairs", folder, "it has lr/, and hr/ beside it is needed")
-    files = _by_stem("pairs", hr if hr.is_dir() else folder)
-    names = {name: [name, f"{name}x{scale}", f"{name}_x{scale}"] for name in files}
-    low = _matched(names, _by_stem("pairs", lr)) if lr.is_dir() else None
-    if results is None:
-        return Pairs(scale, crop, files, low, None)
-    names = {name: [*own, *(f"{one}_x{scale}" for one in own[1:])] for name, own in names.items()}
-    return Pairs(scale, crop, files, low, _matched(names, _by_stem("results", results)))
+    layout = _Layout(scale)
+    if folder is not None:
+        high, low, unpaired = layout.of_folder(folder)
+    elif hr is not None:
+        high, low, unpaired = layout.pictures("hr", hr), None if lr is None else layout.pictures("lr", lr), []
+    else:
+        raise Refused("pairs", None, "a folder, or hr=, is needed", "None")
+    files = _by_stem(high)
+    lows = None if low is None else _matched(files, low, layout.of_high, layout.of_low)
+    made = None
+    if results is not None:
+        made = _matched(files, layout.pictures("results", results), layout.of_high, layout.of_result)
+    unpaired = [*unpaired, *(path for both in (lows, made) if both is not None for path in both[1])]
+    return Pairs(scale, crop, files, None if lows is None else lows[0], None if made is None else made[0], unpaired)
 
 
-def _matched(names: Mapping[str, Sequence[str]], files: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
-    return {name: [path for one in own for path in files.get(one, ())] for name, own in names.items()}
-
-
-def _by_stem(name: str, folder: Path) -> dict[str, list[Path]]:
-    if not folder.is_dir():
-        raise Refused(name, folder, "no such folder")
+def _by_stem(paths: Sequence[Path]) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
-    for path in images.listed(folder)[0]:
+    for path in paths:
         files.setdefault(path.stem, []).append(path)
-    if not files:
-        raise Refused(name, folder, f"a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
     return files
+
+
+def _matched(
+    high: Mapping[str, object], others: Sequence[Path], of_high: Callable[[str], set[str]], of_other: Callable[[str], set[str]]
+) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The files that belong to each picture of high resolution, and those that belong to none.
+
+    A name is cut only where the cut name, or the whole one, is not that of another picture.
+    """
+    keys = {name: {name, *(of_high(name) - set(high))} for name in high}
+    found: dict[str, list[Path]] = {name: [] for name in high}
+    alone = []
+    for path in others:
+        own = {path.stem} if path.stem in high else {path.stem, *of_other(path.stem)}
+        names = [name for name in high if keys[name] & own]
+        for name in names:
+            found[name].append(path)
+        if not names:
+            alone.append(path)
+    return found, alone
+
+
+_ROLE = re.compile(
+    r"(?P<base>.+?)(?:[_-]SRF[_-](?P<srf>\d+))?[_-](?P<role>HR|HQ|GT|LR|LQ)(?:[_-]?x?(?P<scale>\d+))?", re.IGNORECASE
+)
+_HIGH, _LOW = ("hr", "hq", "gt"), ("lr", "lq")
+_HIGH_FOLDER = re.compile(r"(hr|hq|gt|gtmod\d+|high|target|groundtruth)")
+_LOW_FOLDER = re.compile(r"(lr|lq|low|input)(bic(ubic)?)?(x\d+)?")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How data sets name folders and files at a scale: DIV2K, Set5 to Urban100, RealSR, DRealSR, BasicSR."""
+
+    scale: int
+
+    def of_folder(self, folder: Path) -> tuple[list[Path], list[Path] | None, list[Path]]:
+        """Files of high and of low resolution (None: there are none), and others."""
+        if not folder.is_dir():
+            raise Refused("pairs", folder, "no such folder")
+        inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+        mixed = images.listed(folder)[0]
+        high, low = (
+            [path for path in inside if path.name.lower() == exact] or ([] if mixed else self._folders(inside, name))
+            for exact, name in (("hr", _HIGH_FOLDER), ("lr", _LOW_FOLDER))
+        )
+        for which, found in (("hr", high), ("lr", low)):
+            if len(found) > 1:
+                shown = f"{folder} has {', '.join(f'{path.name}/' for path in found)}"
+                raise Refused("pairs", folder, f"one of them is needed: --hr and --lr say which (--{which})", shown)
+        if low and not high:
+            raise Refused("pairs", folder, f"it has {low[0].name}/, and hr/ beside it is needed")
+        if high:
+            return self.pictures("pairs", high[0]), self.pictures("pairs", low[0]) if low else None, []
+        below = self._of_scale(folder)
+        if not mixed and below is not None:
+            return self.of_folder(below)
+        return self._split(self.pictures("pairs", folder))
+
+    def pictures(self, argument: str, folder: Path) -> list[Path]:
+        """The pictures in a folder, or in the folder of the scale in it: X4."""
+        if not folder.is_dir():
+            raise Refused(argument, folder, "no such folder")
+        found = images.listed(folder)[0]
+        below = self._of_scale(folder)
+        if not found and below is not None:
+            found = images.listed(below)[0]
+        if not found:
+            raise Refused(argument, folder, f"a folder with pictures ({' '.join(images.SUFFIXES)}) is needed")
+        return found
+
+    def of_high(self, stem: str) -> set[str]:
+        """What is left of the name of a picture of high resolution: a of a_HR, and of a_x4, as DRealSR has it."""
+        return self._bases(stem, _HIGH) | ({stem.removesuffix(f"_x{self.scale}")} - {stem})
+
+    def of_low(self, stem: str) -> set[str]:
+        """What is left of the name of a picture of low resolution: a of ax4, a_x4, a_LR, a_LR4, and DRealSR's a_x1."""
+        cut = {
+            stem.removesuffix(end) for end in (f"_x{self.scale}", f"x{self.scale}", f"_X{self.scale}", f"X{self.scale}", "_x1")
+        }
+        return (cut - {stem}) | self._bases(stem, _LOW)
+
+    def of_result(self, stem: str) -> set[str]:
+        """What is left of the name of a result, also of one that `dosde upscale` made of low resolution."""
+        once = self.of_low(stem) | self.of_high(stem)
+        return once.union(*(self.of_low(one) for one in once))
+
+    def _bases(self, stem: str, roles: Sequence[str]) -> set[str]:
+        found = self._role(stem)
+        return {found[1], *({f"{found[1]}_SRF_{self.scale}"} if found[2] else ())} if found and found[0] in roles else set()
+
+    def _role(self, stem: str) -> tuple[str, str, bool] | None:
+        """(role, base, SRF) of a name such as img_001_SRF_4_HR; None where it has none at this scale."""
+        match = _ROLE.fullmatch(stem)
+        if match is None or any(match[part] and int(match[part]) != self.scale for part in ("srf", "scale")):
+            return None
+        return match["role"].lower(), match["base"], match["srf"] is not None
+
+    def _split(self, paths: list[Path]) -> tuple[list[Path], list[Path] | None, list[Path]]:
+        """The pictures of one folder by the ends of their names."""
+        roles = {path: role[0] if (role := self._role(path.stem)) else None for path in paths}
+        if any(role in _HIGH for role in roles.values()):
+            high = [path for path in paths if roles[path] in _HIGH]
+            low = [path for path in paths if roles[path] in _LOW]
+            return high, low or None, [path for path in paths if path not in high and path not in low]
+        stems = {path.stem for path in paths}
+        low = [path for path in paths if self.of_low(path.stem) & stems]
+        return [path for path in paths if path not in low], low or None, []
+
+    def _folders(self, folders: Sequence[Path], name: re.Pattern[str]) -> list[Path]:
+        """The folders whose name has such a word, and no other scale."""
+        found = []
+        for path in folders:
+            words = re.split("[^a-z0-9]+", path.name.lower())
+            scales = {int(digits) for digits in re.findall(r"x(\d+)", path.name.lower())}
+            if any(name.fullmatch(word) for word in words) and (not scales or self.scale in scales):
+                found.append(path)
+        return found
+
+    def _of_scale(self, folder: Path) -> Path | None:
+        """The folder of the scale in a folder."""
+        names = {f"x{self.scale}", f"{self.scale}x", f"{self.scale}", f"image_srf_{self.scale}"}
+        return next((path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_dir()), None)
 
 
 def check_border(pairs: Pairs, border: int) -> None:
@@ -147,11 +289,13 @@ class Row:
         values: by metric.
         hr: a digest of the pixels of high resolution.
         lr: a digest of the pixels of low resolution, or None where they were made here.
+        files: see `files_digest`.
     """
 
     values: Mapping[str, float]
     hr: bytes
     lr: bytes | None
+    files: str = ""
 
 
 def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callable[[Tensor], Tensor] | None = None) -> Row:
@@ -205,7 +349,21 @@ def measured(pairs: Pairs, name: str, by: Mapping[str, Metric], upscaled: Callab
         if math.isnan(values[key]):
             raise ValueError(f"{key} is not a number")
     given = None if low is None else (low * 65535).round().to(torch.int32).numpy()
-    return Row(values, _digest(name, pixels), None if given is None else _digest(name, given))
+    digests = _digest(name, pixels), None if given is None else _digest(name, given)
+    return Row(values, *digests, files_digest(pairs, name))
+
+
+def files_digest(pairs: Pairs, name: str) -> str:
+    """The SHA-256 of the files of a picture: while it stays, so does what was measured.
+
+    Raises:
+        OSError: where one cannot be read.
+    """
+    whole = hashlib.sha256()
+    for files in (pairs.hr[name], (pairs.lr or {}).get(name, ()), (pairs.results or {}).get(name, ())):
+        for path in files:
+            whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
 
 
 def _only(files: Sequence[Path], where: str) -> Path:
@@ -216,7 +374,7 @@ def _only(files: Sequence[Path], where: str) -> Path:
 
 
 def _digest(name: str, pixels: Array) -> bytes:
-    return hashlib.sha256(f"{name} {pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+    return hashlib.sha256(os.fsencode(f"{name} {pixels.shape}") + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 # -- Results ----------------------------------------------------------------------------------------------------------------
@@ -232,6 +390,7 @@ def document(
     seed: int | None,
     nfe: int | None,
     method: Mapping[str, object],
+    complete: bool = True,
 ) -> dict[str, Any]:
     """The results as JSON holds them: protocol, method, means over the pictures that were measured, each picture, failures.
 
@@ -246,6 +405,7 @@ def document(
         seed: of the noise, or None.
         nfe: model calls a picture, or None.
         method: what made the pictures.
+        complete: whether all pictures have had their turn; if not, `resumed` goes on from the document.
     """
     digests = [row.lr for _, row in sorted(rows.items()) if row.lr is not None]
     protocol = {
@@ -270,7 +430,48 @@ def document(
         "mean": _plain(means(rows)),
         "pictures": {name: _plain(row.values) for name, row in sorted(rows.items())},
         "failed": dict(failed),
-    }
+        "unpaired": [str(path) for path in pairs.unpaired],
+        "complete": complete,
+    } | ({} if complete else {"rows": {name: _kept(row) for name, row in sorted(rows.items())}})
+
+
+def _kept(row: Row) -> dict[str, str | None]:
+    """The digests of a row, for `resumed`."""
+    return {"hr": row.hr.hex(), "lr": None if row.lr is None else row.lr.hex(), "files": row.files}
+
+
+def resumed(path: Path, now: Mapping[str, Any]) -> dict[str, Row]:
+    """What an evaluation that was stopped has measured; nothing where there is none.
+
+    Args:
+        path: of the results.
+        now: a `document` of this evaluation.
+
+    Raises:
+        Refused: for what was measured in another way.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["complete"] is not False:
+            return {}
+        rows = {
+            name: Row(
+                {key: float(value) for key, value in held["pictures"][name].items()},
+                bytes.fromhex(row["hr"]),
+                None if row["lr"] is None else bytes.fromhex(row["lr"]),
+                row["files"],
+            )
+            for name, row in held["rows"].items()
+        }
+        then = {**held["protocol"], **held["method"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    wanted = json.loads(json.dumps({**now["protocol"], **now["method"]}))
+    for key in wanted:
+        if key not in ("pictures", "lr_sha256") and then.get(key) != wanted[key]:
+            shown = f"{path} holds a stopped evaluation with {key} {json.dumps(then.get(key))}, not {json.dumps(wanted[key])}"
+            raise Refused("out", path, "another name is needed, or delete it", shown)
+    return rows
 
 
 def means(rows: Mapping[str, Row]) -> dict[str, float]:
@@ -293,6 +494,9 @@ def check_out(path: Path) -> None:
         raise Refused("out", path, "it is a folder, and a file is needed")
     if path.suffix.lower() in images.SUFFIXES:  # one of those that are measured, or somebody's
         raise Refused("out", path, f"it is called as a picture, and a name such as {path.stem}.json is needed")
+    special = any(str(path.parent.resolve()).startswith(place) for place in ("/dev/", "/proc/")) or str(path.parent) == "/dev"
+    if special or (path.exists() and not path.is_file()):  # /dev/stdout, or a named pipe, which the results would replace
+        raise Refused("out", path, "a file in an ordinary folder is needed")
     try:
         whole.check(path)
     except OSError as error:
@@ -364,11 +568,15 @@ def _differing(value: object, other: object) -> object:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         held: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no JSON"
         raise Refused("compare", path, f"{why}; a file that `dosde evaluate -o` wrote is needed") from None
     match held:
+        case {"complete": False}:
+            raise Refused("compare", path, "it is incomplete; the command that wrote it goes on from there")
         case {"protocol": dict() as protocol, "mean": dict() as mean, "lower_better": list()}:
             known = all(key in protocol for key in PROTOCOL)
             if known and all(value == _INFINITE or isinstance(value, int | float) for value in mean.values()):

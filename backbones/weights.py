@@ -6,19 +6,21 @@ metadata           the metadata alone
 write              a file
 """
 
+import functools
+import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dosde.check import Refused
+from dosde.check import Refused, form
 
-from . import whole
+from . import kinds, whole
 
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
@@ -27,54 +29,89 @@ Tensors = dict[str, Tensor]
 def read(path: Path | str) -> Tensors:
     """The tensors of a checkpoint file by name, mapped into memory, not copied, where its format permits.
 
-    An outer `state_dict` (or params_ema, params) and a prefix `module.` are taken off. A pickle is never executed.
+    Its content tells the format, whatever its suffix. An outer `state_dict` (or params_ema, params) and a prefix `module.` are
+    taken off. A pickle is never executed.
 
     Args:
-        path: a file that ends in one of `SUFFIXES`.
+        path: a file.
 
     Raises:
-        Refused: in one line that names the file, where it is missing, broken, or holds anything but tensors.
+        Refused: in one line that says what the file is, where it is missing, broken, or holds anything but tensors.
     """
+    if "://" in str(path):
+        raise Refused("checkpoint", path, "a file of this machine is needed: download it", str(path))
     path = Path(path)
-    if not path.is_file():
-        raise Refused("checkpoint", path, "no such file")
-    if path.suffix.lower() not in SUFFIXES:
-        raise Refused("checkpoint", path, f"a file that ends in {', '.join(SUFFIXES)} is needed")
+    if not path.is_file() and not path.is_dir():
+        missing = not path.exists()
+        raise Refused("checkpoint", path, "no such file" if missing else "it is no file that can be read to its end")
     try:
-        content = _content(path)
-    except Exception as error:  # a broken file fails in as many ways as there are bytes
-        said = " ".join(str(error).split())
-        with path.open("rb") as file:
-            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-        if pickled and any(sign in said for sign in ("Weights only load failed", "WeightsUnpickler", "Unsupported")):
-            named = re.search(r"GLOBAL (\S+)", said)
-            raise Refused(
-                "checkpoint",
-                path,
-                "refused. Have its author save the state_dict alone, best as .safetensors",
-                f"{path} holds more than tensors{(f' ({named[1]})' if named else '')}, which loading would execute",
-            ) from None
-        reason = said[:120] if " " in said else type(error).__name__
-        raise _no_file(path, reason) from None
+        kind = kinds.kind_of(path)
+    except OSError as error:
+        shown = f"{path} cannot be read ({error.strerror})"
+        raise Refused("checkpoint", path, "a file that can be read is needed", shown) from None
+    if kind is not None:
+        raise Refused("checkpoint", path, kind.needed, f"{path} is {kind.what}")
+    if not path.is_file():
+        raise Refused(
+            "checkpoint", path, "a file of tensors is needed", f"{path} is {'a folder' if path.is_dir() else 'no file'}"
+        )
+    content = _content(path)
     for outer in ("state_dict", "params_ema", "params"):
         if isinstance(content, Mapping) and isinstance(content.get(outer), Mapping):
             content = content[outer]
     if not isinstance(content, Mapping) or not content:
-        raise Refused("checkpoint", path, "tensors by name are needed", f"{path} holds a {type(content).__name__}")
+        raise Refused("checkpoint", path, "tensors by name are needed", f"{path} holds {form(content)}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise Refused("checkpoint", path, "tensors by name are needed", f"{path}: {name!r} is a {type(value).__name__}")
+            raise Refused("checkpoint", path, "tensors by name are needed", _mixed(path, content, name, value))
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name[len(prefix) :]: value for name, value in content.items()}
 
 
+def _mixed(path: Path, content: Mapping[Any, Any], name: Any, value: Any) -> str:
+    """What a dict holds that has other things than tensors, in words."""
+    if {"state", "param_groups"} <= content.keys():
+        return f"{path} is the state of an optimizer"
+    parts = [
+        key for key, part in content.items() if isinstance(part, Mapping) and any(isinstance(t, Tensor) for t in part.values())
+    ]
+    inside = f", and tensors are inside {parts[0]!r}: save that part alone" if parts else ""
+    return f"{path}: {name!r} is {form(value)}{inside}"
+
+
 def _content(path: Path) -> Any:
-    if path.suffix.lower() == ".safetensors":
+    """What a file holds that is a .safetensors file or one of PyTorch, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if kinds.is_safetensors(head):
         from safetensors.torch import load_file
 
-        return load_file(path)
+        load: Callable[[], Any] = functools.partial(load_file, path)
+    else:
+        load = functools.partial(_loaded, path)
+    try:
+        return load()
+    except Exception as error:  # a broken file fails in as many ways as there are bytes
+        said = " ".join(str(error).split())
+        if head[:1] in (b"P", b"\x80") and any(s in said for s in ("Weights only load", "WeightsUnpickler", "Unsupported")):
+            named = re.search(r"GLOBAL (\S+)", said)
+            what = kinds.pickled(path)
+            raise Refused(
+                "checkpoint",
+                path,
+                "refused. Have its author save the state_dict alone, best as .safetensors",
+                f"{path}{f' is {what} that' if what != 'a file' else ''} holds more than tensors"
+                f"{(f' ({named[1]})' if named else '')}, which loading would execute",
+            ) from None
+        raise _no_file(path, said[:120] if " " in said else type(error).__name__) from None
+
+
+def _loaded(path: Path) -> Any:
     with warnings.catch_warnings():  # of odd pickles, which are refused anyhow
         warnings.simplefilter("ignore")
+        if path.suffix == ".safetensors":  # by which torch takes it for one
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, ValueError):  # of the older format, which cannot be mapped, or broken
@@ -82,8 +119,10 @@ def _content(path: Path) -> Any:
 
 
 def _no_file(path: Path | str, reason: str) -> Refused:
-    shown = f"{path} is no whole file of tensors ({reason})"
-    return Refused("checkpoint", Path(path), "a file as its author wrote it is needed", shown)
+    """A refusal of a file that cannot be read, with what it is, or what the library says of it."""
+    kind = kinds.kind_of(Path(path)) if Path(path).exists() else None
+    shown = f"{path} is {kind.what}" if kind else f"{path} is no whole file of tensors ({reason})"
+    return Refused("checkpoint", Path(path), kind.needed if kind else "a file as its author wrote it is needed", shown)
 
 
 def aligned(module: nn.Module) -> nn.Module:
@@ -98,7 +137,7 @@ def aligned(module: nn.Module) -> nn.Module:
 
 
 def metadata(path: Path | str) -> dict[str, str]:
-    """The metadata of a safetensors file.
+    """The metadata of a safetensors file; none of another file of tensors.
 
     Raises:
         Refused: in one line that names the file, where it cannot be read.
@@ -106,6 +145,9 @@ def metadata(path: Path | str) -> dict[str, str]:
     from safetensors import safe_open
 
     try:
+        with Path(path).open("rb") as head:
+            if not kinds.is_safetensors(head.read(9)):
+                return {}
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except Exception as error:
@@ -160,8 +202,9 @@ def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        shown = f"{path} cannot be read ({' '.join(str(error).split())[:120]})"
-        raise Refused("checkpoint", path, "a whole .safetensors file is needed", shown) from None
+        kind = kinds.kind_of(path) if path.exists() else None
+        said = f"is {kind.what}" if kind else f"cannot be read ({' '.join(str(error).split())[:120]})"
+        raise Refused("checkpoint", path, "a whole .safetensors file is needed", f"{path} {said}") from None
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
@@ -200,6 +243,24 @@ def weights_of(path: Path) -> Tensors:
     if not path.is_file():
         raise Refused("checkpoint", path, "no such file")
     tensors, _ = read_safetensors(path)
-    if part(tensors, "optimizer."):
-        tensors = part(tensors, "ema.")
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    return {name: tensor.to(torch.float32) for name, tensor in averaged(tensors).items()}
+
+
+def averaged(tensors: Tensors) -> Tensors:
+    """The averaged weights in the tensors of a checkpoint of a training; other tensors as they are."""
+    return part(tensors, "ema.") if part(tensors, "optimizer.") else tensors
+
+
+def training(path: Path | str) -> dict[str, Any] | None:
+    """The config of the training that wrote a file, a checkpoint or a result; None where no training did.
+
+    It needs the header of the file alone, and raises nothing.
+    """
+    try:
+        about = metadata(path)
+        if "dosde.embedded" in about:  # a result of the backbone embedded, which keeps it with what else it says
+            about = json.loads(about["dosde.embedded"])["about"]
+        config = json.loads(about["config"])
+        return config if config["task"] in ("embedded", "sd21", "resshift") else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -84,6 +84,25 @@ def check(path: Path) -> None:
     part.unlink()
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """What file it is, whatever it is called: equal for links, for letters of another case where that is one name, for `..`.
+
+    None where there is no such file.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def within(path: Path, folder: Path) -> bool:
+    """Whether a path, which need not exist, is a folder or lies in it, whatever they are called."""
+    place = identity(folder)
+    real = Path(os.path.realpath(path))
+    return place is not None and any(identity(above) == place for above in (real, *real.parents))
+
+
 def check_name(path: Path) -> None:
     """Finds out whether a file could have this name, without one that is too long.
 

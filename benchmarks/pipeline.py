@@ -108,7 +108,7 @@ def random_pipeline(size: str) -> Any:
     """DoSSRPipeline in float32, without text tower: its prompt is embedded, as in a converted model."""
     from backbones.sd21.modules import PromptEmbeddings
     from backbones.sd21.pipeline import DoSSRPipeline
-    from backbones.sd21.stages import PROMPT
+    from backbones.sd21.prompts import PROMPT
     from dosde.interop.diffusers import DoSDEScheduler
 
     made = configs(size)

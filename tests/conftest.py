@@ -20,6 +20,7 @@ LONG = (
     "orders",
     "reference",
     "sd21_cli",
+    "resshift_pipeline",
     "few_steps",
     "embedded",
     "solve",
@@ -54,6 +55,22 @@ def sd21_folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("sd21")
     save_file({name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}, place / "model.safetensors")
     assert main(["convert", str(place / "model.safetensors"), "-o", str(place / "folder")]) == 0
+    return place / "folder"
+
+
+@pytest.fixture(scope="session")
+def resshift_folder(tmp_path_factory):
+    """The recorded ResShift networks (4 steps), converted; their released files lie beside the folder. Not to be changed."""
+    import golden_resshift
+
+    from backbones.cli import main
+
+    place = tmp_path_factory.mktemp("resshift")
+    files = [place / "resshift_realsrx4_s4_v3.pth", place / "autoencoder_vq_f4.pth"]
+    for path, network in zip(files, ("unet", "vq"), strict=True):
+        tensors = {f"module._orig_mod.{name}": tensor for name, tensor in golden_resshift.state_dict(network).items()}
+        torch.save({"state_dict": tensors}, path)
+    assert main(["convert", *map(str, files), "-o", str(place / "folder")]) == 0
     return place / "folder"
 
 

@@ -1,6 +1,7 @@
 """The diffusers scheduler: to the bit `solve`, in loops, in their own pipelines, after a save and a load; and its errors."""
 
 import copy
+import inspect
 import math
 import pickle
 import subprocess
@@ -432,6 +433,16 @@ def test_stock_text_to_image_pipelines_are_solve_from_zeros():
     assert torch.allclose(got, (expected / 2 + 0.5).clamp(0, 1), atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_strength_that_leaves_no_step_is_refused_in_one_line():
+    pytest.importorskip("transformers")
+    pipe, words = pipeline(diffusers.StableDiffusionImg2ImgPipeline, scheduler(), tiny_unet()), randn(1, 3, 8)
+    how = {"prompt_embeds": words, "negative_prompt_embeds": words, "num_inference_steps": 6, "output_type": "latent"}
+    assert pipe(image=randn(1, 4, 8, 8), strength=1 / 6, **how).images.shape == (1, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"begin_index: 6, which leaves none of 6 steps; .* a strength of 0.167 or more$"):
+        pipe(image=randn(1, 4, 8, 8), strength=0.1, **how)
+
+
 def iter_scaled(noise, first):
     scales = iter([first])
     return lambda u, v, like: noise(u, v, like) * next(scales, 1.0)
@@ -555,7 +566,8 @@ WRONG = {
     "two timesteps": (lambda: ready().step(X, torch.tensor([499, 499]), X), TypeError, r"timestep: .*; one number"),
     "after the end": (twice, ValueError, r"timestep: 499; all 1 steps are done, set_timesteps begins anew"),
     "nan": (not_a_number, ValueError, r"model: returned NaN or infinity at step 1, t = 0.25"),
-    "begin_index": (lambda: ready().set_begin_index(4), ValueError, r"begin_index: 4; 0 to 3 is needed"),
+    "begin_index": (lambda: ready().set_begin_index(4), ValueError, r"begin_index: 4, which leaves none .*; 0 to 3 .*0.25"),
+    "begin_index behind the end": (lambda: ready().set_begin_index(5), ValueError, r"begin_index: 5; 0 to 3 is needed"),
     "no source": (lambda: scheduler().add_noise(X, X, torch.tensor(3)), ValueError, r"source: None, and no x_hat0 is set"),
     "source": (lambda: scheduler().add_noise(X, X, torch.tensor(3), X[:1]), ValueError, r"source: .*\(1, 3\).*shape \(2, 3\)"),
     "noise": (lambda: ready().add_noise(X, X[:1], torch.tensor(3)), ValueError, r"noise: .*\(1, 3\).*shape \(2, 3\)"),
@@ -628,10 +640,12 @@ def test_the_table_of_another_scheduler_is_taken_over_defaults_included(name):
 @pytest.mark.parametrize("name", OF_ANOTHER_NOISE)
 def test_another_noise_than_a_table_of_betas_is_refused_by_name(name, tmp_path):
     theirs = getattr(diffusers, name)()
-    with pytest.raises(ValueError, match=r"^config: one with .*, without betas; the config of one with beta_schedule"):
+    with pytest.raises(
+        ValueError, match=r"^config: one with .*, without betas; the config of one with beta_schedule is needed"
+    ):
         DoSDEScheduler.from_config(theirs.config)
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"^config: {name}, without betas; the config of one with beta_schedule"):
+    with pytest.raises(ValueError, match=rf"^config: {name}, without betas; the config of one with beta_schedule is needed"):
         DoSDEScheduler.from_pretrained(tmp_path)
 
 
@@ -666,15 +680,71 @@ def test_a_scheduler_from_a_file_of_another_is_the_same(tmp_path):
     )
 
 
+@pytest.mark.parametrize("offset", [0, 1, 3])
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-def test_spacings_are_those_of_diffusers_at_every_number_of_steps(spacing):
-    theirs = diffusers.DDIMScheduler(timestep_spacing=spacing)
+def test_spacings_are_those_of_diffusers_at_every_number_of_steps(spacing, offset):
+    theirs = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
     ours = DoSDEScheduler.from_config(theirs.config, **NONE, prediction_type="epsilon")
-    for steps in range(2, 301):
+    for steps in range(2 if spacing == "linspace" else 1, 1001):  # one step of linspace begins at index 0 there
         theirs.set_timesteps(steps)
         indices = ours.times(steps)[:-1] * 1000 - 1
         # At some numbers, 61 say, theirs has one index more, and it is -1.
         assert torch.equal(indices.round().long(), theirs.timesteps[:steps]), steps
+
+
+OPTIONS = {
+    "rescale_betas_zero_snr": [True],
+    "use_flow_sigmas": [True],
+    "beta_schedule": ["scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"],
+    "prediction_type": ["v_prediction", "flow_prediction"],
+    "trained_betas": [np.linspace(1e-4, 0.03, 1000)],
+    "num_train_timesteps": [500],
+    "beta_start": [0.001],
+    "timestep_type": ["continuous"],
+    "variance_type": ["fixed_small", "learned_range"],
+    "snr_shift_scale": [1.0],
+    "sigma_min": [0.1],
+    "sigma_max": [10.0],
+}
+
+
+def outcome(config):
+    try:
+        return DoSDEScheduler.from_config(config, shift="none"), None  # which is made in less time
+    except ValueError as error:
+        return None, error
+
+
+def test_every_scheduler_of_diffusers_is_taken_over_or_refused(caplog):
+    """The table of betas to 1e-6 and the kind of prediction, or the option by its name; nothing else is said."""
+    from diffusers import schedulers as module
+
+    kinds = {getattr(module, name) for name in dir(module) if name.endswith("Scheduler")}
+    kinds = {kind for kind in kinds if isinstance(kind, type) and hasattr(kind, "load_config")}
+    taken, refused, names = 0, 0, {"config", *OPTIONS}
+    with warnings.catch_warnings(), caplog.at_level("WARNING", logger="diffusers"):
+        warnings.simplefilter("ignore")
+        for kind in kinds:
+            known = inspect.signature(kind.__init__).parameters
+            for name, value in [("", None), *((n, v) for n, values in OPTIONS.items() if n in known for v in values)]:
+                try:
+                    theirs = kind(**({name: value} if name else {}))
+                except (ValueError, TypeError, NotImplementedError, ImportError):
+                    continue  # they refuse it, or need more
+                ours, error = outcome(theirs.config)
+                if error is not None:
+                    refused += 1
+                    assert error.argument in names, (kind, name)
+                    assert "\n" not in str(error)
+                    continue
+                taken += 1
+                times = (torch.arange(len(ours), dtype=DOUBLE) + 1) / len(ours)
+                worst = (ours.process.schedule(times)[0] ** 2 - theirs.alphas_cumprod.double()).abs().max()
+                assert worst < 1e-6, (kind, name)
+                named = {"epsilon": "vp_eps", "sample": "x0", "v_prediction": "v"}
+                assert ours.predicts == named[theirs.config.get("prediction_type", "epsilon")]
+    assert not [record for record in caplog.records if "DoSDEScheduler" in record.getMessage()]
+    assert min(len(kinds), taken, refused) > 40
 
 
 @pytest.mark.filterwarnings("ignore:order")  # log lam on the released grid amplifies

@@ -158,6 +158,95 @@ def test_names(pair, form):
     assert {name: [path.name for path in files] for name, files in found.lr.items()} == {n: [form.format(n)] for n in "abc"}
 
 
+LAYOUTS = {
+    "HR and LR": ("HR/a.png LR/a.png", ""),
+    "scale in LR": ("HR/a.png LR/X4/ax4.png LR/X2/ax2.png", ""),
+    "Set5 of EDSR": ("HR/a.png LR_bicubic/X4/ax4.png LR_bicubic/X3/ax3.png", ""),
+    "DIV2K": ("DIV2K_valid_HR/0801.png DIV2K_valid_LR_bicubic/X4/0801x4.png", ""),
+    "BasicSR": ("GTmod12/a.png LRbicx4/a.png LRbicx2/a.png", ""),
+    "gt and lq": ("gt/a.png lq/a.jpg", ""),
+    "Set14 to Urban100": ("img_001_SRF_4_HR.png img_001_SRF_4_LR.png", ""),
+    "in a folder of the scale": ("image_SRF_4/img_001_SRF_4_HR.png image_SRF_4/img_001_SRF_4_LR.png image_SRF_2/none.png", ""),
+    "RealSR": ("Canon_001_HR.png Canon_001_LR4.png", ""),
+    "RealSR, all scales": ("4/Canon_001_HR.png 4/Canon_001_LR4.png 2/Canon_001_LR2.png", ""),
+    "DRealSR": ("test_HR/Canon_1_x4.png test_LR/Canon_1_x1.png", ""),
+    "one folder": ("0801.png 0801x4.png", ""),
+    "one folder, small letters": ("a_hr.png a_lr_x4.png", ""),
+    "roles in folders": ("hr/a_HR.png lr/a_LR.png", ""),
+    "a picture without a partner": ("hr/a.png lr/ax4.png lr/b.png lr/ax3.png", "ax3.png b.png"),
+    "other methods beside": (
+        "img_001_SRF_4_HR.png img_001_SRF_4_LR.png img_001_SRF_4_bicubic.png",
+        "img_001_SRF_4_bicubic.png",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_data_sets_have(tmp_path, layout):
+    """The one picture of high resolution has the one of low resolution; what belongs to none is named."""
+    files, alone = LAYOUTS[layout]
+    for name in files.split():
+        save(tmp_path / name, pixels(8, 8))
+    pairs = evaluation.found(tmp_path, 4)
+    high, low = files.split()[:2]
+    assert [str(path.relative_to(tmp_path)) for files in pairs.hr.values() for path in files] == [high]
+    assert [str(path.relative_to(tmp_path)) for files in pairs.lr.values() for path in files] == [low]
+    assert [path.name for path in pairs.unpaired] == alone.split()
+    if alone:
+        count = len(alone.split())
+        assert pairs.unpaired_lines()[0].split(": ")[1].startswith("1 file is" if count == 1 else f"{count} files are")
+
+
+@pytest.mark.parametrize("form", ["{}_x4", "{}", "{}x4"])
+def test_results_of_every_layout_are_found(tmp_path, form):
+    for high, low in (("img_001_SRF_4_HR", "img_001_SRF_4_LR"), ("Canon_001_HR", "Canon_001_LR4")):
+        save(tmp_path / high / f"{high}.png", pixels(8, 8))
+        save(tmp_path / high / f"{low}.png", pixels(2, 2))
+        for name in (high, low, high.removesuffix("_HR")):
+            results = tmp_path / f"{high}-{name}"
+            save(results / f"{form.format(name)}.png", pixels(8, 8))
+            assert [len(files) for files in evaluation.found(tmp_path / high, 4, None, results).results.values()] == [1]
+
+
+def test_a_name_is_not_cut_to_that_of_another_picture(tmp_path):
+    for name in ("hr/a", "hr/a_x4", "hr/b", "hr/b_HR", "lr/a", "lr/a_x4", "lr/b", "lr/b_HR"):
+        save(tmp_path / f"{name}.png", pixels(8, 8))
+    low = evaluation.found(tmp_path, 4).lr
+    assert {name: [path.stem for path in files] for name, files in low.items()} == {n: [n] for n in ("a", "a_x4", "b", "b_HR")}
+
+
+def test_folders_that_are_named(pair, tmp_path, capsys):
+    add_lr(pair)
+    (pair / "hr").rename(tmp_path / "sharp")
+    (pair / "lr").rename(tmp_path / "small")
+    given = ["--hr", tmp_path / "sharp", "--lr", tmp_path / "small", "--steps", "1"]
+    assert run(*given, "-o", tmp_path / "a.json") == 0
+    made = written(tmp_path / "a.json")
+    assert (made["protocol"]["lr"], list(made["pictures"]), made["unpaired"]) == ("given", ["a", "b", "c"], [])
+    assert run(*given[:2], "--steps", "1", "-o", tmp_path / "b.json") == 0
+    assert written(tmp_path / "b.json")["protocol"]["lr"] == "antialiased bicubic, 8 bits"
+
+
+def test_folders_of_which_two_could_be_meant_are_named(tmp_path, capsys):
+    for name in ("DIV2K_train_HR", "DIV2K_valid_HR"):
+        save(tmp_path / name / "a.png", pixels(8, 8))
+    with pytest.raises(
+        ValueError, match=r"has DIV2K_train_HR/, DIV2K_valid_HR/; one of them is needed: --hr and --lr say which"
+    ):
+        evaluation.found(tmp_path, 4)
+
+
+def test_a_named_pipe_is_no_picture(pair):
+    os.mkfifo(pair / "hr" / "d.png")
+    assert list(evaluation.found(pair, 4).hr) == ["a", "b", "c"]
+
+
+def test_a_name_that_is_no_text_is_measured(pair, capsys):
+    (pair / "hr" / "a.png").rename(pair / "hr" / "a\udcff.png")
+    assert run("--pairs", pair, "--steps", "1") == 0
+    assert "a\\udcff" in capsys.readouterr().out
+
+
 def larger(low):
     return low.repeat_interleave(4, -1).repeat_interleave(4, -2)
 
@@ -421,7 +510,7 @@ def test_nan_is_a_failure_not_a_number(pair):
         (["--pairs", "pair", "--backbone", "sd"], "--backbone: 'sd'; one of embedded, gaussian, sd21"),
         (
             ["--pairs", "pair", "--backbone", "gaussian", "--tile", "64"],
-            "--tile: needs --backbone embedded or sd21, and the backbone is gaussian",
+            "--tile: needs --backbone embedded or sd21 or resshift, and the backbone is gaussian",
         ),
         (
             ["--pairs", "pair", "--weights", "no.safetensors", "--backbone", "embedded"],
@@ -432,6 +521,9 @@ def test_nan_is_a_failure_not_a_number(pair):
         (["--pairs", "pair", "--results", "pair/hr", "--seed", "-1"], "--seed: -1; a number from 0"),
         (["--pairs", "pair", "--results", "pair/hr", "--steps", "5"], "--steps: 5; with --results nothing is upscaled"),
         (["--pairs", "pair", "--results", "pair/hr", "--guidance", "2"], "--guidance: 2.0; with --results nothing is upscaled"),
+        (["--pairs", "pair", "--lr", "pair/hr"], "--lr: pair/hr; it is for --hr"),
+        (["--pairs", "pair", "--hr", "pair/hr"], "--hr: pair/hr; it is for use without --pairs"),
+        (["--hr", "pair/hr", "--lr", "empty"], "--lr: empty; a folder with pictures (.png"),
         (["--pairs", "pair", "--across", "nfe"], "--across: nfe; it is for --compare"),
         (["--compare", "file", "--metrics", "psnr"], "--metrics: psnr; --compare takes --across alone"),
         (["--compare", "file", "--pairs", "pair"], "--pairs: pair; --compare takes --across alone"),

@@ -162,7 +162,8 @@ def test_broken_files(weights, tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} (is no whole file of tensors|holds more than tensors)"):
+        what = "cut off|empty file|HTML page|zip archive that is cut off|a pickle of Python objects"
+        with pytest.raises(ValueError, match=rf"{name} is .*({what})"):
             rrdb.load(tmp_path / name)
     torch.save({"conv_first.weight": Code()}, tmp_path / "zipped_code.pth")
     with pytest.raises(ValueError, match=r"zipped_code\.pth holds more than tensors"):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import golden_sd21
@@ -16,6 +17,7 @@ from backbones.cli import main
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+import backbones
 from backbones import weights
 from backbones.sd21 import DoSSRPipeline, convert, names
 from backbones.sd21 import parts as released_parts
@@ -361,13 +363,13 @@ def test_files_that_are_no_checkpoints(released, tmp_path, capsys):
     torch.save({"a": 3}, tmp_path / "number.ckpt")
     for name, message in {
         "trap.ckpt": "holds more than tensors (getattr), which loading would execute; refused",
-        "old.pth": "holds more than tensors",
+        "old.pth": "is a pickle of Python objects (pathlib.Path.touch), which reading would execute",
         "classes.ckpt": "holds more than tensors (pathlib.Path), which loading would execute; refused",
-        "page.ckpt": "is no whole file of tensors",
-        "text.ckpt": "is no whole file of tensors",
-        "text.safetensors": "is no whole file of tensors",
-        "cut.safetensors": "is no whole file of tensors",
-        "cut.ckpt": "is no whole file of tensors",
+        "page.ckpt": "is an HTML page, as a download that failed leaves; download it again",
+        "text.ckpt": "is a text file",
+        "text.safetensors": "is a text file",
+        "cut.safetensors": "is a .safetensors file that is cut off, ",
+        "cut.ckpt": "is a PyTorch file that is cut off; download it again",
         "number.ckpt": "'a' is a int; tensors by name",
         "missing.ckpt": "no such file",
         "model.zip": "no such file",
@@ -381,6 +383,25 @@ def test_files_that_are_no_checkpoints(released, tmp_path, capsys):
             DoSSRPipeline.from_single_file(tmp_path / name)
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("package", ["accelerate", "transformers", "yaml", "safetensors.torch"])
+def test_a_missing_package_is_blamed_itself(folder, tmp_path, monkeypatch, capsys, package):
+    (tmp_path / "cldm.yaml").write_text("num_head_channels: 8")
+    monkeypatch.setitem(sys.modules, package, None)
+    source = [str(folder.parent / "model.safetensors"), "--original-config", str(tmp_path / "cldm.yaml")]
+    assert outcome(["convert", *source, "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the backbones sd21 and resshift need the extra 'sd21'" in said
+    assert package in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_psutil_is_missed_before_any_picture(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(ImportError, match=r"the backbone sd21 needs the extra 'sd21'.*psutil"):
+        backbones.load("sd21", weights=folder, device="cpu", progress=False)
+    assert backbones.load("sd21", weights=folder, device="cpu", progress=False, tile=None)
 
 
 def outcome(arguments):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import golden_sd21
 import numpy as np
@@ -22,9 +23,10 @@ pytest.importorskip("transformers")
 import diffusers
 import huggingface_hub
 
+from backbones import weights
 from backbones.pictures.io import mirrored
-from backbones.sd21 import DoSSRPipeline, backbone, malloc, parts, tiles
-from backbones.sd21.stages import PROMPT
+from backbones.sd21 import DoSSRPipeline, backbone, convert, malloc, parts, tiles
+from backbones.sd21.prompts import PROMPT
 
 LATENT, PIXEL = 3e-5, 1.5e-5  # the floors of float32 are 9e-6 and 4e-6
 
@@ -459,8 +461,118 @@ def test_callback_sees_the_state_after_each_step(pipe):
 
     stopped = pipe(picture, callback_on_step_end=stop, generator=seeded(), **how).images
     assert torch.equal(stopped, estimates[2])
-    with pytest.raises(ValueError, match="callback_on_step_end: returned other latents"):
-        pipe(picture, callback_on_step_end=lambda *a: {"latents": torch.zeros(1)}, **how)
+
+
+@pytest.mark.parametrize("how", ["returned", "in place", "in place, and returned"])
+def test_a_callback_may_change_the_latents(pipe, how):
+    """As if the solve had gone on from there: the steps, one by one, of the same plan with the same noise."""
+    picture, steps = torch.rand(3, 16, 16), 4
+    options = {"method": dosde.method.ode, "order": 2, "grid": dosde.grid.uniform, "output_type": "latent"}
+
+    def changing(owner, step, timestep, values):
+        if how == "returned":
+            return {"latents": values["latents"] * 0.9 + 0.05} if step != 1 else {}
+        if step != 1:
+            values["latents"].mul_(0.9).add_(0.05)
+        return values if "returned" in how else None
+
+    call = {"num_inference_steps": steps, "callback_on_step_end": changing} | options
+    made = pipe(picture, generator=seeded(), **call).images
+    with torch.inference_mode():  # whose tensors count no writes
+        assert torch.equal(pipe(picture, generator=seeded(), **call).images, made)
+    with torch.no_grad():
+        made_of = pipe.prepare(picture[None])
+        model = pipe.denoiser(made_of.hint, pipe.encode_prompt("clean, high-resolution, 8k"))
+        plan = dosde.plan(model.process, steps, 2, method=dosde.method.ode, grid=dosde.grid.uniform)
+        m, past = model.process(plan[0].t), []
+        x = float(m.alpha) * made_of.x_hat0 + float(m.sigma) * torch.randn(1, 4, 8, 8, generator=seeded())
+        for i, step in enumerate(plan):
+            past = [model(x, made_of.x_hat0, torch.tensor(step.t, dtype=torch.float64)), *past]
+            x = step.keep * x + step.hat * made_of.x_hat0 + sum(w * p for w, p in zip(step.new, past, strict=False))
+            x = x * 0.9 + 0.05 if i != 1 else x
+    assert worst(made, x) < 1e-5 * x.abs().max()
+
+
+def test_the_official_callbacks_of_guidance(pipe):
+    """SDCFGCutoffCallback: guided up to a step, then with the prompt alone, each picture with its own."""
+    from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
+
+    pictures, read = torch.rand(2, 3, 16, 16), []
+    prompts = ["", "clean, high-resolution, 8k"]
+    how = {"num_inference_steps": 4, "output_type": "latent", "prompt": prompts, "guidance_scale": 5.0}
+
+    def watched(owner, step, timestep, values):
+        read.append((owner.num_timesteps, owner.guidance_scale, owner.do_classifier_free_guidance, owner.interrupt))
+        read.append(len(values["prompt_embeds"]))
+        return values
+
+    watched.tensor_inputs = ["prompt_embeds"]
+    callback = MultiPipelineCallbacks([watched, SDCFGCutoffCallback(cutoff_step_ratio=0.5)])
+    made = pipe(pictures, callback_on_step_end=callback, generator=seeded(), **how).images
+    assert read == [*((4, 5.0, True, False), 4) * 3, (4, 0.0, False, False), 2]
+    with torch.no_grad():
+        ready = pipe.prepare(pictures)
+        context = torch.cat([pipe.encode_prompt(prompt) for prompt in prompts])
+        guided = pipe.denoiser(ready.hint, context, pipe.encode_prompt(""), 5.0)
+        plain = pipe.denoiser(ready.hint, context)
+        times, calls = pipe.scheduler.times(4), []
+
+        def model(x, x_hat0, t):
+            calls.append(t)
+            return (guided if len(calls) < 4 else plain)(x, x_hat0, t)
+
+        expected = dosde.solve(model, ready.x_hat0, 4, 3, process=guided.process, grid=times, noise=seeded())
+    assert torch.equal(made, expected)
+    again = pipe(pictures, generator=seeded(), **how).images  # nothing of it stays
+    assert torch.equal(again, pipe(pictures, generator=seeded(), callback_on_step_end=lambda *_: None, **how).images)
+    assert not torch.equal(again, made)
+
+    def weaker(owner, step, timestep, values):
+        owner._guidance_scale = 2.0
+        return {"negative_prompt_embeds": values["negative_prompt_embeds"] + 1}
+
+    inputs = ["negative_prompt_embeds"]
+    made = pipe(
+        pictures, callback_on_step_end=weaker, callback_on_step_end_tensor_inputs=inputs, generator=seeded(), **how
+    ).images
+    weak, calls = pipe.denoiser(ready.hint, context, pipe.encode_prompt("") + 1, 2.0), []
+
+    def changed(x, x_hat0, t):
+        calls.append(t)
+        return (weak if len(calls) > 1 else guided)(x, x_hat0, t)
+
+    with torch.no_grad():  # the second change adds one more
+        two = dosde.solve(changed, ready.x_hat0, 2, 2, process=guided.process, grid=pipe.scheduler.times(2), noise=seeded())
+        how |= {"num_inference_steps": 2}
+        assert torch.equal(two, pipe(pictures, callback_on_step_end=weaker, generator=seeded(),
+                                     callback_on_step_end_tensor_inputs=inputs, **how).images)  # fmt: skip
+    assert made.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"latents": torch.zeros(1)}, r"returned a float32 tensor of shape \(1,\) on cpu as latents; .*\(1, 4, 8, 8\)"),
+        ({"latents": 3}, "returned a int as latents"),
+        ({"prompt_embeds": torch.zeros(1, 77, 3)}, r"returned .* as prompt_embeds; a floating tensor of shape \(1, 77, 32\)"),
+        (torch.zeros(1), "returned a float32 tensor .*; a dict with some of latents, prompt_embeds"),
+        ("guidance", r"guidance_scale 3.0; 1 is needed in a solve that began without guidance"),
+        ({"latents": torch.full((1, 4, 8, 8), float("nan"))}, "model: returned NaN or infinity at step 1"),
+        ("again", "callback_on_step_end: called the pipeline that it is called by"),
+    ],
+)
+def test_what_callbacks_may_not_do(pipe, answer, message):
+    def callback(owner, *_):
+        if answer == "guidance":
+            owner._guidance_scale = 3.0
+            return {}
+        return owner(torch.rand(3, 16, 16)) if answer == "again" else answer
+
+    with pytest.raises(ValueError, match=message) as caught:
+        pipe(torch.rand(3, 16, 16), callback_on_step_end=callback, num_inference_steps=2)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"callback_on_step_end_tensor_inputs: .*'add_text_embeds'.*; some of latents"):
+        pipe(torch.rand(3, 16, 16), callback_on_step_end_tensor_inputs=["add_text_embeds"])
 
 
 # -- Tiles ------------------------------------------------------------------------------------------------------------------
@@ -644,23 +756,53 @@ def test_other_prompts_need_the_text_tower(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = DoSSRPipeline.from_pretrained(tmp_path)
 
-    def tokenizer(prompt, padding, max_length, truncation):
-        class Encoding:
-            input_ids = [49406, 320, 2368, 49407] + [0] * (max_length - 4)
+    class Tokenizer:
+        """A word is a token."""
 
-        return Encoding()
+        def __call__(self, prompt, padding=None, max_length=None, truncation=False, verbose=True):
+            words = [320 + len(word) for word in prompt.split()]
+            self.input_ids = [49406, *(words[: max_length - 2] if truncation else words), 49407]
+            self.input_ids += [0] * ((max_length or 0) - len(self.input_ids))
+            return self
 
-    object.__setattr__(loaded, "tokenizer", tokenizer)
+        def decode(self, tokens):
+            return " ".join("x" * (token - 320) for token in tokens)
+
+    object.__setattr__(loaded, "tokenizer", Tokenizer())
     with torch.no_grad():
         embedded = loaded.encode_prompt("a cat")  # loads the text tower
-        tokens = torch.tensor([[49406, 320, 2368, 49407] + [0] * 73])
+        tokens = torch.tensor([[49406, 321, 323, 49407] + [0] * 73])
         assert torch.equal(embedded, pipe.embed(tokens))
+        loaded.encode_prompt(" ".join(["a"] * 75))  # no warning, which would be an error
+        with pytest.warns(
+            UserWarning, match="^prompt: 77 tokens; 75 tokens are read, and these words of it are not: 'xx xxx'$"
+        ):
+            embedded = loaded.encode_prompt(" ".join(["a"] * 75 + ["bb", "ccc"]))
+        assert torch.equal(embedded, pipe.embed(torch.tensor([[49406, *[321] * 75, 49407]])))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": "a.png"}, "image: str; a PIL image, an array, a tensor"),
+        ({"image": "a.png"}, "image: a.png; no such file"),
+        ({"image": "https://a.org/b.png"}, r"image: 'https://a.org/b.png'; .*; diffusers.utils.load_image\(url\)"),
+        ({"image": __file__}, r"image: .*test_sd21_pipeline.py cannot be read \(.*\); a picture is needed"),
+        ({"image": 3}, "image: int; a PIL image, a path, an array, a tensor"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents: .*; noise=\(u, u_next, like\) -> z is what there is"),
+        ({"eta": 0.0}, "eta: 0.0; method=dosde.method.ode is what there is for 0"),
+        ({"timesteps": [3]}, r"timesteps: \[3\]; grid=times is what there is"),
+        ({"height": 64}, "height: 64; scale=... is what there is"),
+        ({"control_image": torch.zeros(1)}, "control_image: .*; image=... is what there is"),
+        ({"clip_skip": 2}, "clip_skip: 2; prompt_embeds"),
+        ({"cross_attention_kwargs": {"scale": 0.5}}, "cross_attention_kwargs: .*; pipe.unet.set_attn_processor"),
+        ({"callback": print}, "callback: .*; callback_on_step_end=... is what there is"),
+        ({"num_inference_step": 3}, "num_inference_step: 3; there is no such argument, num_inference_steps is the nearest"),
+        ({"zzz": None}, "zzz: None; there is no such argument, the arguments are image, scale"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt: 0; a positive integer"),
+        ({"num_images_per_prompt": 2, "generator": [torch.Generator()]}, "generator: 1 of them; one, or 2"),
+        ({"strength": 0.1}, "strength: 0.1; at least 0.2 is needed for one of 5 steps"),
+        ({"strength": 2}, "strength: 2; a number above 0, up to 1"),
+        ({"strength": "x"}, "strength: 'x'; a number above 0, up to 1"),
         ({"image": []}, "image: an empty list"),
         ({"image": torch.rand(5, 8, 8)}, r"image: tensor of shape \(5, 8, 8\), float32; 1 to 4 channels"),
         ({"image": torch.rand(3, 0, 8)}, r"image: tensor of shape"),
@@ -669,7 +811,7 @@ def test_other_prompts_need_the_text_tower(pipe, tmp_path):
         ({"image": torch.zeros(3, 8, 8, dtype=torch.int64)}, r"uint8, uint16, or floating"),
         ({"image": np.full((4, 4, 3), 200.0)}, r"image: array .* from 200 to 200; values in \[0, 1\] are needed"),
         ({"image": [np.zeros((4, 4, 3)), np.zeros((4, 4, 3), np.int32)]}, r"uint8, uint16, or floating"),
-        ({"image": [[0.5, 0.5], [0.5, 0.5]]}, "image: float; a PIL image, an array"),
+        ({"image": [[0.5, 0.5], [0.5, 0.5]]}, "image: float; a PIL image, a path, an array"),
         ({"image": np.zeros((4, 4), bool)}, r"uint8, uint16, or floating"),
         ({"image": np.zeros((0, 4, 3))}, r"is needed"),
         ({"image": PIL.Image.new("F", (4, 4))}, "mode F, 32 bits"),
@@ -714,3 +856,211 @@ def test_wrong_calls_are_refused_before_any_work(pipe, arguments, message, monke
         pipe(**({"image": torch.rand(3, 8, 8)} | arguments))
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, Refused) or "mode F" in message  # which is said of files, too
+
+
+# -- Habits of diffusers' users -----------------------------------------------------------------------------------------------
+
+
+def test_words_that_mean_nothing_are_passed_over(pipe):
+    neutral = {"num_images_per_prompt": 1, "strength": 1.0, "guess_mode": False, "control_guidance_end": 1.0, "eta": None,
+               "cross_attention_kwargs": None, "guidance_rescale": 0.0, "latents": None, "callback_steps": 1}  # fmt: skip
+    picture, how = torch.rand(3, 8, 8), {"num_inference_steps": 1, "output_type": "pt"}
+    expected = pipe(picture, generator=seeded(), **how).images
+    assert torch.equal(pipe(picture, generator=seeded(), **how, **neutral).images, expected)
+
+
+def test_several_images_of_each_picture(pipe):
+    """Each as if it had been made alone, in the order of the pictures."""
+    pictures = [torch.rand(3, 16, 16, generator=seeded(7)), torch.rand(3, 8, 16, generator=seeded(8))]
+    embedded = torch.cat([pipe.encode_prompt(""), pipe.encode_prompt("clean, high-resolution, 8k")])
+    how = {"output_type": "pt", "num_inference_steps": 1}
+    made = pipe(
+        pictures, num_images_per_prompt=2, prompt_embeds=embedded, generator=[seeded(i) for i in range(4)], **how
+    ).images
+    for i, image in enumerate(made):
+        alone = pipe(pictures[i // 2], prompt_embeds=embedded[i // 2 :][:1], generator=seeded(i), **how).images[0]
+        assert worst(image, alone) < PIXEL
+    assert worst(made[0], made[1]) > PIXEL
+    words = pipe(
+        pictures,
+        num_images_per_prompt=2,
+        prompt=["", "clean, high-resolution, 8k"],
+        generator=[seeded(i) for i in range(4)],
+        **how,
+    ).images
+    assert all(torch.equal(a, b) for a, b in zip(words, made, strict=True))
+
+
+@pytest.mark.parametrize("grid", [None, dosde.grid.uniform])
+def test_strength_is_the_last_part_of_the_steps(pipe, grid):
+    picture, steps, seen = torch.rand(3, 16, 16), 5, []
+    how = {"output_type": "latent", "num_inference_steps": steps, "grid": grid}
+    made = pipe(
+        picture, strength=0.65, generator=seeded(), callback_on_step_end=lambda p, *_: seen.append(p.num_timesteps), **how
+    )
+    times = pipe.scheduler.times(steps) if grid is None else grid(pipe.scheduler.process, steps)
+    with torch.no_grad():
+        ready = pipe.prepare(picture[None])
+        model = pipe.denoiser(ready.hint, pipe.encode_prompt("clean, high-resolution, 8k"))
+        expected = dosde.solve(model, ready.x_hat0, 3, 3, grid=times[2:], noise=seeded())
+    assert torch.equal(made.images, expected)
+    assert seen == [3, 3, 3]
+
+
+def test_pictures_by_their_paths(pipe, tmp_path):
+    array = np.array(drawn(8, 8, "RGB"))
+    PIL.Image.fromarray(array).save(tmp_path / "a.png")
+    how = {"num_inference_steps": 1, "output_type": "np"}
+    expected = pipe(array, generator=seeded(), **how).images
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), [tmp_path / "a.png"]):
+        assert np.array_equal(pipe(given, generator=seeded(), **how).images, expected)
+
+
+def test_two_threads_on_one_pipeline_get_what_they_would_get_alone(pipe):
+    pictures, made = torch.rand(2, 3, 16, 16), {}
+    how = {"output_type": "pt", "num_inference_steps": 2}
+    scales = (1.0, 3.0)
+    alone = [pipe(pictures[i], guidance_scale=scales[i], generator=seeded(i), **how).images for i in range(2)]
+    seen = []
+
+    def run(i):
+        seen_of = lambda p, *_: seen.append(p.guidance_scale == scales[i])  # noqa: E731
+        call = {"guidance_scale": scales[i], "generator": seeded(i), "callback_on_step_end": seen_of}
+        made[i] = pipe(pictures[i], **call, **how).images
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(made[i], alone[i]) for i in range(2))
+    assert seen == [True] * 4
+
+
+@pytest.mark.parametrize("how", ["converted", "saved, fp16", "saved, .bin", "saved, sharded, fp16"])
+def test_folders_of_every_kind_are_read(pipe, sd21_folder, tmp_path, how, caplog):
+    """By DoSSRPipeline without a word, by diffusers' own DiffusionPipeline, and converted back to the same weights."""
+    options = {"safe_serialization": "bin" not in how}
+    options |= {"variant": "fp16"} if "fp16" in how else {}
+    options |= {"max_shard_size": "1MB"} if "sharded" in how else {}
+    if how == "converted":
+        place = sd21_folder
+    else:
+        place = tmp_path / "saved"
+        DoSSRPipeline.from_pretrained(sd21_folder).save_pretrained(place, **options)
+    with caplog.at_level("INFO", logger="diffusers"):
+        diffusers.utils.logging.enable_propagation()
+        loaded = DoSSRPipeline.from_pretrained(place)
+        diffusers.utils.logging.disable_propagation()
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    stock = diffusers.DiffusionPipeline.from_pretrained(place, variant=options.get("variant"))
+    picture, call = torch.rand(3, 8, 8), {"num_inference_steps": 1, "output_type": "pt"}
+    expected = pipe(picture, generator=seeded(), **call).images
+    for each in (loaded, stock):
+        assert type(each) is DoSSRPipeline
+        each.set_progress_bar_config(disable=True)
+        assert torch.equal(each(picture, generator=seeded(), **call).images, expected)
+    loaded._load_text()
+    assert loaded.text_encoder is not None
+    convert.to_checkpoint(place, tmp_path / "back.safetensors")
+    released = {name: torch.from_numpy(array) for name, array in golden_sd21.state_dict().items()}
+    back = weights.read(tmp_path / "back.safetensors")
+    assert all(torch.equal(back[name], tensor) for name, tensor in released.items())
+    stock.save_pretrained(tmp_path / "again")  # with what it left in the folder
+    assert (tmp_path / "again" / "released.safetensors").is_file()
+
+
+def test_variants_that_are_not_there(sd21_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"variant: 'fp16'; None is needed: .* has no variants"):
+        DoSSRPipeline.from_pretrained(sd21_folder, variant="fp16")
+    pipe = DoSSRPipeline.from_pretrained(sd21_folder)
+    for variant in ("fp16", "ema"):
+        pipe.save_pretrained(tmp_path, variant=variant)
+    with pytest.raises(ValueError, match=r"variant: \['ema', 'fp16'\]; one of them is needed as variant=..."):
+        DoSSRPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="variant: 'bf16'; one of ema, fp16 is needed"):
+        DoSSRPipeline.from_pretrained(tmp_path, variant="bf16")
+    assert DoSSRPipeline.from_pretrained(tmp_path, variant="ema").unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["vae", "hint_encoder", "unet", "controlnet", "scheduler"])
+def test_a_component_that_is_missing_is_named(pipe, name):
+    made = DoSSRPipeline(**{**pipe.components, name: None})
+    with pytest.raises(TypeError, match=f"^{name}: NoneType; ") as caught:
+        made(torch.rand(3, 8, 8))
+    assert "\n" not in str(caught.value)
+    assert DoSSRPipeline(**{**pipe.components, "preprocessor": None}).preprocessor is None
+    if name in ("unet", "vae"):
+        other = {"unet": pipe.vae, "vae": pipe.unet}[name]
+        with pytest.raises(TypeError, match=rf"^{name}: {type(other).__name__}; an? (AutoencoderKL|UNet2DC\w+) is needed"):
+            DoSSRPipeline(**{**pipe.components, name: other})(torch.rand(3, 8, 8))
+    if name == "unet":
+        with pytest.raises(TypeError, match=r"^unet: NoneType"):
+            made.encode_prompt("")
+    if name == "controlnet":
+        with pytest.raises(TypeError, match=r"^controlnet: ControlNetModel; a LatentControlNet is needed"):
+            DoSSRPipeline(**{**pipe.components, "controlnet": diffusers.ControlNetModel.from_unet(pipe.unet)})
+
+
+def test_dtypes_and_safety_checkers(sd21_folder):
+    for name in ("dtype", "torch_dtype"):
+        assert DoSSRPipeline.from_pretrained(sd21_folder, **{name: torch.bfloat16}, safety_checker=None).dtype == torch.bfloat16
+        path = sd21_folder.parent / "model.safetensors"
+        assert DoSSRPipeline.from_single_file(path, **{name: torch.float16}, safety_checker=None).dtype == torch.float16
+        with pytest.raises(TypeError, match=r"dtype: 'bfloat16'; a torch.dtype such as torch.float16"):
+            DoSSRPipeline.from_pretrained(sd21_folder, **{name: "bfloat16"})
+    with pytest.raises(ValueError, match=r"dtype: torch.float16, torch.bfloat16; one of dtype and torch_dtype"):
+        DoSSRPipeline.from_pretrained(sd21_folder, dtype=torch.float16, torch_dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"config: 'x'; original_config=... is what there is"):
+        DoSSRPipeline.from_single_file(path, config="x")
+
+
+METHODS = (
+    *("load_lora_weights", "fuse_lora", "set_adapters", "load_textual_inversion", "load_ip_adapter", "set_ip_adapter_scale"),
+    *("enable_vae_tiling", "enable_vae_slicing", "upcast_vae", "run_safety_checker", "prepare_latents"),
+)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_stock_pipelines_that_are_not_here_say_so(pipe, name):
+    assert not hasattr(pipe, name)
+    with pytest.raises(AttributeError, match=f"^{name}: DoSSRPipeline has none; ") as caught:
+        getattr(pipe, name)("a")
+    assert isinstance(caught.value, Refused)
+    assert "\n" not in str(caught.value)
+
+
+def test_methods_of_stock_pipelines_that_are_here(pipe):
+    """What changes memory and order of work alone gives the same picture; FreeU another one, until it is off."""
+    made, picture = copy.deepcopy(pipe), torch.rand(3, 16, 16)
+    how = {"num_inference_steps": 1, "output_type": "pt"}
+    expected = pipe(picture, generator=seeded(), **how).images
+    made.enable_attention_slicing()
+    assert worst(made(picture, generator=seeded(), **how).images, expected) < PIXEL
+    made.disable_attention_slicing()
+    made.vae.enable_tiling()
+    made.vae.enable_slicing()
+    assert worst(made(picture, generator=seeded(), **how).images, expected) < PIXEL
+    made.fuse_qkv_projections()
+    assert worst(made(picture, generator=seeded(), **how).images, expected) < 4 * PIXEL
+    made.unfuse_qkv_projections()
+    made.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)
+    other = made(picture, generator=seeded(), **how).images
+    made.disable_freeu()
+    assert worst(made(picture, generator=seeded(), **how).images, expected) < 4 * PIXEL
+    assert not torch.equal(other, expected)
+    made.to("cpu", torch.float64)
+    assert worst(made(picture, generator=seeded(), **how).images, expected) < 1e-3
+
+
+def test_torch_save_keeps_pipelines_schedulers_and_networks(pipe, tmp_path):
+    pipe.scheduler.set_timesteps(3, x_hat0=torch.zeros(1, 4, 2, 2))
+    picture, how = torch.rand(3, 8, 8), {"num_inference_steps": 1, "output_type": "pt"}
+    torch.save({"pipe": pipe, "scheduler": pipe.scheduler, "unet": pipe.unet}, tmp_path / "all.pt")
+    again = torch.load(tmp_path / "all.pt", weights_only=False)
+    assert again["scheduler"] == pipe.scheduler
+    assert again["scheduler"].plan == pipe.scheduler.plan
+    assert torch.equal(
+        again["pipe"](picture, generator=seeded(), **how).images, pipe(picture, generator=seeded(), **how).images
+    )
+    assert all(torch.equal(a, b) for a, b in zip(again["unet"].parameters(), pipe.unet.parameters(), strict=True))

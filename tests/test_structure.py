@@ -17,7 +17,7 @@ FILES = {
 # What each room of backbones may import is what stands before it. `backbones` itself (its `load` knows every backbone) is
 # behind the backbones, and before what runs them.
 ROOMS = (
-    *("whole", "weights", "pictures", "backbone", "exact", "embedded", "sd21", "resshift", "gan"),
+    *("whole", "kinds", "weights", "named", "pictures", "option", "backbone", "exact", "embedded", "sd21", "resshift", "gan"),
     *("backbones", "evaluation", "training", "commands", "cli"),
 )
 

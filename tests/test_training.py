@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -102,12 +103,12 @@ def test_what_is_refused_leaves_the_run_before_as_it_was_and_overwrite_leaves_no
         train(tmp_path / "run", "overwrite", model={"network": "training_networks:Deaf"})
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     own = tmp_path / "run" / "weights.safetensors"
-    with pytest.raises(ValueError, match=r"^model\.weights: .*weights\.safetensors; something outside of out, which"):
+    with pytest.raises(ValueError, match=r"^model\.weights: .*safetensors is in .*; something that the run does not write is"):
         train(tmp_path / "run", "overwrite", model={"weights": str(own)})
     assert own.is_file()
     with pytest.raises(loop.Stopped):
         train(tmp_path / "run", "overwrite", model={"network": "training_networks:Failing"}, checkpoint={"every": 20})
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"log.jsonl", "tensorboard"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.jsonl", "log.jsonl", "tensorboard"}
 
 
 @pytest.mark.parametrize(
@@ -189,12 +190,15 @@ def whole(tmp_path_factory):
         ({"steps": True}, "steps: True; a whole number is needed"),
         ({"seed": -1}, "seed: -1; a whole number from 0 to 2^63 - 1 is needed"),
         ({"precision": "fp8"}, "precision: 'fp8'; one of no, bf16 is needed"),
-        ({"task": "resshift"}, "task: 'resshift'; one of embedded, sd21 is needed"),
+        ({"task": "sd3"}, "task: 'sd3'; one of embedded, sd21, resshift is needed"),
         ({"ema": 0.9}, "ema: 0.9; a table is needed"),
         ({"accumulate": 3}, "accumulate: 3; a divisor of batch, 4, is needed"),
         ({"data": {"crop": 18}}, "data.crop: 18; a multiple of data.scale, 4, is needed"),
         ({"data": {"sources": []}}, "data.sources: []; at least one source is needed"),
-        ({"data": {"sources": [{"kind": "web"}]}}, "data.sources[0].kind: 'web'; one of folder, bundled, procedural is needed"),
+        (
+            {"data": {"sources": [{"kind": "web"}]}},
+            "data.sources[0].kind: 'web'; one of folder, pairs, bundled, procedural is needed",
+        ),
         ({"data": {"sources": [{"kind": "folder"}]}}, "data.sources[0].path: ''; the name of a folder is needed"),
         ({"data": {"sources": [{"weight": 1.0}]}}, "data.sources[0].kind: missing; one of folder"),
         ({"objective": {"predicts": "epsilon"}}, "objective.predicts: 'epsilon'; one of x0, eps, vp_eps, v"),
@@ -230,6 +234,50 @@ def test_missing_keys_and_files_that_are_no_configs(tmp_path):
     (tmp_path / "bad.toml").write_text("steps = = 1")
     with pytest.raises(ValueError, match=r"^config: .*bad.toml is not TOML"):
         config.load(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_config_may_have_a_byte_order_mark_and_any_ends_of_lines(tmp_path, mark, end):
+    text = written(tmp_path / "a.toml", tiny("runs/é")).read_text()
+    (tmp_path / "a.toml").write_bytes((mark + text.replace("\n", end)).encode())
+    assert config.load(tmp_path / "a.toml") == config.parse(tiny("runs/é"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "a.toml: it is UTF-16; a TOML file in UTF-8 is needed"),
+        ("utf-32", "a.toml: it is UTF-32; a TOML file in UTF-8 is needed"),
+        ("utf-16-le", "a TOML file in UTF-8 is needed"),
+        ("utf-16-be", "a TOML file in UTF-8 is needed"),
+        ("latin-1", "a.toml: line 2 is not UTF-8; a TOML file in UTF-8 is needed"),
+    ],
+)
+def test_a_config_in_another_encoding_is_one_line(tmp_path, encoding, said):
+    (tmp_path / "a.toml").write_bytes('task = "embedded"\nout = "é"\n'.encode(encoding))
+    with pytest.raises(Refused, match=r"^config: [^\n]*$") as error:
+        config.load(tmp_path / "a.toml")
+    assert str(error.value).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"stepss": 3}, "(did you mean steps?)"),
+        ({"optimizer": {"Lr": 1}}, "(did you mean optimizer.lr?)"),
+        ({"lr": 3}, "(did you mean optimizer.lr or validation.lr?)"),
+        ({"optimizer": {"seed": 3}}, "(did you mean seed?)"),
+        ({"optimiser": {"lr": 3}}, "(did you mean optimizer?)"),
+        ({"data": {"sources": [{"kind": "folders", "path": "a"}]}}, "(did you mean folder?)"),
+        ({"data": {"sources": [{"kind": "folder", "paths": "a"}]}}, "(did you mean data.sources[0].path?)"),
+        ({"process": {"schedule": "scaled-linear"}}, "(did you mean scaled_linear?)"),
+    ],
+)
+def test_typing_errors_of_a_config_are_answered(changes, said):
+    with pytest.raises(Refused, match=r"^[^\n]*$") as error:
+        config.parse(tiny("runs/none", **changes))
+    assert str(error.value).endswith(said)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
@@ -371,7 +419,7 @@ def two_processes(path, *arguments, **variables):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"ACCELERATE_USE_CPU": "true", "MASTER_PORT": str(port), **variables}
-    training_processes.two(["train", "--config", str(path), *arguments], path.parent, **common)
+    return training_processes.two(["train", "--config", str(path), *arguments], path.parent, **common)
 
 
 def assert_same_run(one, two):
@@ -412,6 +460,20 @@ def test_bf16_of_shared_weights_rounds_neither_what_the_network_gets_nor_what_it
     train(tmp_path / "one", **changes)
     two_processes(written(tmp_path / "two.toml", tiny(tmp_path / "two", **changes)), **SHARDED)
     assert list(losses(tmp_path / "two").values()) == pytest.approx(list(losses(tmp_path / "one").values()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "when"), [("0", "validation"), ("1", "step")])
+def test_two_processes_stop_at_the_same_step(tmp_path, rank, when):
+    """On SIGTERM, whichever of them gets it; test_training_stop.py has the rest."""
+    pictures = {"every": 2, "pictures": "procedural", "count": 2, "crop": 32, "steps": [1]}
+    changes = {"model": {"network": "training_networks:Signalled"}, "validation": pictures}
+    path = written(tmp_path / "config.toml", tiny(tmp_path / "run", **changes))
+    variables = {"TRAINING_SIGNALS": "SIGTERM", "TRAINING_RANK": rank, "TRAINING_WHEN": when}
+    said = two_processes(path, status=143, **variables)
+    step = 2 if when == "validation" else 4
+    assert f"stopped by SIGTERM: the checkpoint of step {step} is saved" in said[0]
+    assert "stopped" not in said[1]
+    assert [found for found, _ in state.every(tmp_path / "run")] == [step]
 
 
 def environment():
@@ -600,6 +662,19 @@ def test_a_result_that_cannot_be_written(tmp_path, capsys):
 # -- What goes wrong ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("model", [{}, {"save": "training_networks:save"}, None], ids=["own", "save", "embedded"])
+def test_a_task_and_its_config_pickle(tmp_path, model):
+    content = {"model": MEMBERS} if model is None else {"model": model}
+    made = config.parse(tiny(tmp_path, **content))
+    assert pickle.loads(pickle.dumps(made)) == made
+    job = pixels.Embedded(made)
+    again = pickle.loads(pickle.dumps(job))
+    batch = {"hr": torch.rand(2, 3, 16, 16), "lr": torch.rand(2, 3, 4, 4), "part": torch.rand(2).double()}
+    batch["noise0"] = torch.randn(2, 3, 16, 16)
+    found = [one.losses(one.trainable.eval(), batch).tolist() for one in (job, again)]
+    assert found[0] == found[1]
+
+
 def test_nan_stops_and_the_last_checkpoint_stays(tmp_path, capsys):
     changes = {"model": {"network": "training_networks:Failing"}, "checkpoint": {"every": 2}}
     path = written(tmp_path / "config.toml", tiny(tmp_path / "run", **changes))
@@ -636,11 +711,13 @@ def picture(path, width=24, height=20):
 
 
 def test_a_broken_picture_is_left_out(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:300])
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture(folder / "a.png")
+    picture(folder / "b.png")
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:300])
     with pytest.warns(UserWarning, match="b.png: cannot be read and is left out"):
-        train(tmp_path / "run", steps=4, data={"sources": [{"kind": "folder", "path": str(tmp_path)}]})
+        train(tmp_path / "run", steps=4, data={"sources": [{"kind": "folder", "path": str(folder)}]})
 
 
 def test_pictures_that_all_vanish_stop_a_run(tmp_path):
@@ -684,7 +761,7 @@ def test_folders_that_do_not_serve(tmp_path, capsys, files, said):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"network": "no_such:Network"}, "model.network: 'no_such:Network'; 'package.module:name' of something importable"),
+        ({"network": "no_such:Network"}, "model.network: 'no_such:Network'; there is no module no_such"),
         ({"options": {"depth": 3}}, "model.options: {'depth': 3}; "),
         ({"options": {"width": -3}}, "model.options: {'width': -3}; "),
         ({"weights": "none.safetensors"}, "model.weights: checkpoint: none.safetensors; no such file"),
@@ -722,7 +799,7 @@ def test_a_checkpoint_of_another_shape(whole, tmp_path):
     with pytest.raises(ValueError, match=r"00000012.safetensors has no state of the optimizer"):
         train(tmp_path / "run", "resume")
     file.write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"checkpoint: .*00000012.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"checkpoint: .*00000012.safetensors is a text file"):
         train(tmp_path / "run", "resume")
     assert step == 12
 

@@ -1,6 +1,8 @@
 """Data sets: the same pictures for the same (seed, epoch, index) everywhere, bad files named, the held-out ones left out."""
 
+import dataclasses
 import itertools
+import pickle
 import subprocess
 import sys
 import warnings
@@ -16,7 +18,9 @@ from backbones.pictures import degradation, procedural
 from backbones.pictures import io as images
 from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
 from backbones.training import data
-from backbones.training.data import Bundled, Folder, Mixed, Order, Procedural, Samples
+from backbones.training.data import Bundled, Folder, Mixed, Order, Pairs, Procedural, Samples
+from backbones.training.stop import undisturbed
+from backbones.training.stream import Stream
 
 CROP = 32
 
@@ -159,6 +163,25 @@ print(hashlib.sha256(bits).hexdigest(), heavy)
 """
 
 
+@pytest.mark.parametrize("index", range(6))
+def test_workers_that_are_spawned_get_everything(folder, tmp_path, index):
+    """The start method of macOS and Windows: whatever the workers need is pickled."""
+    pair(tmp_path / "HR" / "a.png", tmp_path / "LR" / "a.png")
+    parts = [*sources(folder), Pairs(tmp_path / "HR", tmp_path / "LR", CROP, 4), Procedural(CROP)]
+    samples = Samples(parts[index], data.Own("training_networks:coarse", 4) if index == 5 else REAL_ESRGAN)
+    again = pickle.loads(pickle.dumps(Stream(samples, 0, ((3, CROP, CROP),))))
+    assert same(everything(again, [(1, 0, 7)]), everything(Stream(samples, 0, ((3, CROP, CROP),)), [(1, 0, 7)]))
+
+
+def test_a_batch_of_a_worker_that_is_spawned(folder, tmp_path):
+    pair(tmp_path / "HR" / "a.png", tmp_path / "LR" / "a.png")
+    parts = [Folder(folder, CROP), Bundled(CROP, names=["coins"]), Pairs(tmp_path / "HR", tmp_path / "LR", CROP, 4)]
+    samples = Stream(Samples(Mixed([(part, 1) for part in parts]), data.Own("training_networks:coarse", 4)), 0, ((1,),))
+    how = {"num_workers": 1, "multiprocessing_context": "spawn", "worker_init_fn": undisturbed}
+    keys = [[(0, 0, 0), (0, 1, 1), (0, 2, 2)]]
+    assert same(DataLoader(samples, batch_sampler=keys, **how), DataLoader(samples, batch_sampler=keys))
+
+
 def test_another_process_draws_the_same_and_import_backbones_is_light(capsys):
     exec(CODE, {})
     here = capsys.readouterr().out.split()[0]
@@ -279,6 +302,144 @@ def test_wrong_arguments_are_named():
             Bundled(32, shrink=shrink)
     with pytest.raises(IndexError, match="index: 5 of 5"):
         Samples(Procedural(32, 5))[5]
+
+
+# Pairs, and a degradation of a user's.
+
+
+def pair(hr, lr, size=(12, 10), scale=4, seed=0):
+    """Two files: hr is lr, each pixel four by four times."""
+    low = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    for path, values in ((hr, low.repeat(scale, 0).repeat(scale, 1)), (lr, low)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(values).save(path)
+
+
+def test_pairs_are_cropped_mirrored_and_turned_alike(tmp_path):
+    for n in range(2):
+        pair(tmp_path / "HR" / f"{n}.png", tmp_path / "LR" / f"{n}.png", seed=n)
+    source = Pairs(tmp_path / "HR", tmp_path / "LR", CROP, 4)
+    samples = Samples(Mixed([(source, 1)], 8), REAL_ESRGAN)  # which is for sources without lr
+    found = set()
+    for n in range(200):
+        sample = samples[n // 8, n % 8]
+        assert sample["lr"].shape == (3, CROP // 4, CROP // 4)
+        assert torch.equal(sample["hr"], sample["lr"].repeat_interleave(4, 1).repeat_interleave(4, 2))
+        found.add(sample["lr"].numpy().tobytes())
+    assert len(found) > 100  # of 2 x 15 x 8 crops
+    assert same(everything(samples, [(3, 5)]), everything(Samples(Mixed([(source, 1)], 8), None), [(3, 5)]))
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr"),
+    [
+        ("HR/a.png", "LR/a.png"),
+        ("HR/deep/a.png", "LR/deep/a.jpg"),
+        ("HR/0001.png", "LR/0001x4.png"),
+        ("HR/a_HR.png", "LR/a_LR4.png"),
+        ("GT/a_GT.png", "LQ/a_LQ.png"),
+        ("HR/img_001_SRF_4_HR.png", "LR/img_001_SRF_4_LR.png"),
+        ("both/Canon_001_HR.png", "both/Canon_001_LR4.png"),
+        ("both/a.png", "both/ax4.png"),
+    ],
+)
+def test_pairs_are_found_by_the_names_that_data_sets_have(tmp_path, hr, lr):
+    pair(tmp_path / hr, tmp_path / lr)
+    folders = [tmp_path / name.split("/")[0] for name in (hr, lr)]
+    if "4" in Path(lr).stem[-2:] and hr[:4] != "both":
+        pair(tmp_path / hr, (tmp_path / lr).with_name(Path(lr).name.replace("4.png", "2.png")), size=(24, 20), scale=2)
+        pair(tmp_path / hr, tmp_path / lr)  # one of another scale beside it
+    assert data.matched(*folders, 4) == [(tmp_path / hr, tmp_path / lr)]
+
+
+def test_pairs_that_are_none_are_named(tmp_path):
+    hr, lr = tmp_path / "HR", tmp_path / "LR"
+    pair(hr / "a.png", lr / "a.png")
+    pair(hr / "b.png", lr / "c.png")
+    with pytest.raises(ValueError, match=r"^hr: 1 of 2 pictures of .*HR have no partner: b\.png; a file of the same name"):
+        Pairs(hr, lr, CROP, 4)
+    (hr / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"^lr: 1 of 2 pictures of .*LR have no partner: c\.png"):
+        Pairs(hr, lr, CROP, 4)
+    (lr / "c.png").rename(lr / "a_LR4.png")
+    with pytest.raises(ValueError, match=r"^hr: 1 of 1 pictures of .*HR have several partners: a\.png"):
+        Pairs(hr, lr, CROP, 4)
+    (lr / "a_LR4.png").unlink()
+    with pytest.raises(ValueError, match=r"^hr: .*a\.png has 48x40 pixels; 2 times the size of its low resolution .* 24x20"):
+        Pairs(hr, lr, CROP, 2)
+    with pytest.raises(ValueError, match=r"^hr: 1 of 1 pictures are smaller than the crop 44: a\.png; larger pictures, or"):
+        Pairs(hr, lr, 44, 4)
+    with pytest.raises(ValueError, match="as large as the crop 44"):
+        Pairs(hr, lr, 44, 4, "skip")
+    with pytest.raises(ValueError, match="crop: 30; a multiple of the scale 4"):
+        Pairs(hr, lr, 30, 4)
+    for pairs in ((tmp_path / "none", lr), (hr, tmp_path / "none")):
+        with pytest.raises(ValueError, match="none; there is no such folder"):
+            Pairs(*pairs, CROP, 4)
+
+
+def test_a_pair_that_cannot_be_read_is_named_once_and_replaced(tmp_path):
+    for n in range(2):
+        pair(tmp_path / "HR" / f"{n}.png", tmp_path / "LR" / f"{n}.png", seed=n)
+    source = Pairs(tmp_path / "HR", tmp_path / "LR", CROP, 4)
+    whole = (tmp_path / "LR" / "0.png").read_bytes()
+    (tmp_path / "LR" / "0.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match=r"0\.png: cannot be read and is left out"):
+        first = everything(Samples(source), [0])
+    assert same(first, everything(Samples(source), [0]))
+    pair(tmp_path / "x.png", tmp_path / "LR" / "1.png", size=(9, 10))
+    with (
+        pytest.warns(UserWarning, match=r"1\.png: cannot be read .*48x40 and 9x10"),
+        pytest.raises(ValueError, match="none of 2"),
+    ):
+        everything(Samples(source), [0])
+
+
+def changing(hr, generator):
+    return hr.zero_()[:, ::4, ::4]
+
+
+def failing(hr, generator):
+    raise OSError("no\nluck")
+
+
+MILD = dataclasses.replace(BICUBIC, scale=2)
+WRONG = {
+    "shape": lambda hr, generator: hr,
+    "type": lambda hr, generator: hr.numpy(),
+    "bytes": lambda hr, generator: (255 * hr[:, ::4, ::4]).byte(),
+    "range": lambda hr, generator: 255 * hr[:, ::4, ::4],
+    "nan": lambda hr, generator: hr[:, ::4, ::4] * float("nan"),
+}
+globals().update({f"wrong_{name}": function for name, function in WRONG.items()})
+
+
+def test_a_degradation_of_ones_own(tmp_path):
+    own = data.Own("training_networks:coarse", 4)
+    samples = Samples(Procedural(CROP), own, seed=2)
+    hr, lr = samples[1, 3]["hr"], samples[1, 3]["lr"]
+    assert torch.equal(lr, samples[1, 3]["lr"])
+    assert torch.equal(hr, Samples(Procedural(CROP), BICUBIC, seed=2)[1, 3]["hr"])
+    noise = (lr - hr[:, ::4, ::4])[(lr > 0) & (lr < 1)]
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.2)
+    assert not torch.equal(lr, samples[2, 3]["lr"])
+    assert float(Samples(Procedural(CROP), data.Own("test_training_data:changing", 4))[0]["hr"].max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("failing", r"test_training_data:failing: OSError: no luck \(test_training_data\.py, line \d+\); it fails"),
+        ("wrong_shape", r"returned a float32 tensor of shape \(3, 32, 32\).*; a floating tensor of shape \(3, 8, 8\)"),
+        ("wrong_type", "returned a ndarray; a floating tensor of shape"),
+        ("wrong_bytes", "returned a uint8 tensor"),
+        ("wrong_range", r"returned values from \d.* to \d.*; finite values from 0 to 1 are needed"),
+        ("wrong_nan", "returned values from nan to nan"),
+    ],
+)
+def test_a_degradation_of_ones_own_that_fails_is_named(name, said):
+    with pytest.raises(ValueError, match=rf"^data\.degradation: [^\n]*{said}"):
+        Samples(Procedural(CROP), data.Own(f"test_training_data:{name}", 4))[0]
 
 
 # What is bundled, and what is held out.

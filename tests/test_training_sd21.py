@@ -1,12 +1,18 @@
 """Fine-tuning of the ControlNet, on the shrunken model of the released code."""
 
+import contextlib
 import gzip
 import json
+import os
+import shutil
+import sys
 
 import golden_sd21
+import numpy as np
+import PIL.Image
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_training import SHARDED, last, losses, same, two_processes, written
 
 pytest.importorskip("diffusers")
@@ -48,8 +54,8 @@ def train(weights, out, start="new", **changes):
     return loop.train(config.parse(content(weights, out, **changes)), start=start, progress=False)
 
 
-def job_of(weights, **changes):
-    job = SD21(config.parse(content(weights, "runs/none", **changes)))
+def job_of(folder, **changes):
+    job = SD21(config.parse(content(folder, "runs/none", **changes)))
     job.place(torch.device("cpu"))
     return job
 
@@ -149,6 +155,24 @@ def test_only_the_controlnet_trains_and_its_loss_falls(weights, tmp_path):
     assert after.encode_prompt("").shape[1] == 77
 
 
+def test_the_pipeline_is_replaced_where_the_run_wrote_it_and_is_no_source_of_weights(weights, tmp_path):
+    out, how = tmp_path / "run", {"optimizer": {"lr": 1e-3}}
+    first = train(weights, out, steps=1, **how)
+    before = {path: path.read_bytes() for path in first.rglob("*.safetensors")}
+    for place in ("pipeline", "pipeline/../pipeline", "."):
+        with pytest.raises(ValueError, match=r"^sd21\.weights: "):
+            train(out / place, out, "resume", steps=2, **how)
+    (first / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"^out: .* holds pipeline/mine\.txt, which the run would write"):
+        train(weights, out, "overwrite", steps=1, **how)
+    assert {path: path.read_bytes() for path in before} == before
+    (first / "mine.txt").unlink()
+    train(weights, out, "resume", steps=2, **how)
+    assert {path: path.read_bytes() == content for path, content in before.items()} == {
+        path: path.parent.name != "controlnet" for path in before
+    }
+
+
 def test_cached_latents_are_those_that_are_made(weights, tmp_path):
     """The first epoch has the losses that it has without; then a cache of other data is refused."""
     cache = {"cache": str(tmp_path / "cache"), "cache_samples": 4}
@@ -162,8 +186,89 @@ def test_cached_latents_are_those_that_are_made(weights, tmp_path):
     train(weights, tmp_path / "c", steps=1, sd21=cache)
     assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert losses(tmp_path / "c") == {1: b[1]}
-    with pytest.raises(ValueError, match=r"^sd21.cache: .* holds latents of other data or weights"):
+    with pytest.raises(ValueError, match=r"^sd21.cache: .* holds latents of other data or weights \(data\)"):
         train(weights, tmp_path / "d", steps=1, sd21=cache, data={"degradation": "real-esrgan"})
+
+
+@pytest.mark.parametrize(
+    ("name", "holds", "said"),
+    [
+        ("unet", None, "lacks unet/"),
+        ("model_index.json", None, "has no model_index.json"),
+        ("model_index.json", b"[", "is not the index of a pipeline"),
+        ("vae/config.json", b"{}", "folder cannot be loaded"),
+        ("vae/config.json", b"{", "vae"),
+        ("scheduler/scheduler_config.json", b"{", "scheduler"),
+        ("controlnet/config.json", b'{"cross_attention_dim": 7}', "controlnet"),
+        ("controlnet/diffusion_pytorch_model.safetensors", b"text", "controlnet"),
+    ],
+)
+def test_a_folder_of_weights_that_is_not_whole_is_one_line(weights, tmp_path, name, holds, said):
+    shutil.copytree(weights, tmp_path / "folder")
+    path = tmp_path / "folder" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif holds is None:
+        path.unlink()
+    else:
+        path.write_bytes(holds)
+    with pytest.raises(ValueError, match=r"^sd21\.weights: [^\n]*$") as error:
+        job_of(tmp_path / "folder")
+    assert said in str(error.value)
+
+
+def test_a_cache_is_known_by_content(weights, tmp_path):
+    """Weights in another folder are the same; other ones in the same folder are not; nor are other pictures."""
+    shutil.copytree(weights, tmp_path / "folder")
+    for seed in range(2):
+        save_picture(tmp_path / "photos" / f"{seed}.png", seed)
+        save_picture(tmp_path / "hr" / f"{seed}.png", seed)
+        save_picture(tmp_path / "lr" / f"{seed}.png", seed, 24)
+
+    def cached(folder=tmp_path / "folder", photos="photos", **changes):
+        sources = [{"kind": "folder", "path": str(tmp_path / photos)}, {"kind": "pairs"} | pairs]
+        own = {"cache": str(tmp_path / "cache"), "cache_samples": 1}
+        changes = {"sd21": own, "data": {"sources": sources}, **changes}
+        job = job_of(folder, **changes)
+        job.samples(config.made_samples(config.parse(content(folder, "runs/none", **changes)).data, 0), 0, 1)
+
+    pairs = {"hr": str(tmp_path / "hr"), "lr": str(tmp_path / "lr")}
+    cached()
+    cached(weights)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    cached(photos="moved")
+    other = r"^sd21\.cache: .* holds latents of other data or weights \({}\); another folder is needed"
+    for path in ("moved/1.png", "lr/0.png"):
+        before, stat = (tmp_path / path).read_bytes(), (tmp_path / path).stat()
+        save_picture(tmp_path / path, 7, 96 if "moved" in path else 24)
+        os.utime(tmp_path / path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with pytest.raises(ValueError, match=other.format("pictures")):
+            cached(photos="moved")
+        (tmp_path / path).write_bytes(before)
+    for component, key in (("vae", "encoder.conv_in.bias"), ("hint_encoder", None)):
+        file = next((tmp_path / "folder" / component).glob("*.safetensors"))
+        before = load_file(file)
+        key = key or next(iter(before))
+        save_file({**before, key: before[key] + 1}, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=other.format("weights")):
+            cached(photos="moved")
+        save_file(before, file, {"format": "pt"})
+
+
+def save_picture(path, seed, side=96):
+    path.parent.mkdir(exist_ok=True)
+    PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(path)
+
+
+def test_a_cache_knows_the_function_that_makes_pictures_worse(weights, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"sd21": {"cache": str(tmp_path / "cache"), "cache_samples": 1}, "data": {"degradation": "own_worse:half"}}
+    for step, code in enumerate(("hr[:, ::4, ::4]", "hr[:, ::4, ::4] / 2")):
+        (tmp_path / "own_worse.py").write_text(f"def half(hr, generator):\n    return {code}\n")
+        sys.modules.pop("own_worse", None)
+        job, data = job_of(weights, **changes), config.parse(content(weights, "runs/none", **changes)).data
+        with pytest.raises(ValueError, match=r"weights \(degradation\)") if step else contextlib.nullcontext():
+            job.samples(config.made_samples(data, 0), 0, 1)
 
 
 def test_no_process_makes_latents_before_the_folder_is_known_to_have_none(weights, tmp_path, monkeypatch):
@@ -189,6 +294,14 @@ def test_an_embedded_prompt_is_kept(weights, tmp_path, monkeypatch):
     made = [job_of(weights, sd21={"prompt": "a cat", "cache": str(tmp_path)}).context for _ in range(2)]
     assert asked == ["a cat"]
     assert torch.equal(*made)
+    shutil.copytree(weights, tmp_path / "folder")  # the same tower, and then another one
+    file = next((tmp_path / "folder" / "text_encoder").glob("*.safetensors"))
+    for add in (0, 1):
+        before = load_file(file)
+        key = next(name for name in before if name.endswith("final_layer_norm.bias"))
+        save_file({**before, key: before[key] + add}, file, {"format": "pt"})
+        job_of(tmp_path / "folder", sd21={"prompt": "a cat", "cache": str(tmp_path)})
+        assert asked == ["a cat"] * (1 + add)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(weights):

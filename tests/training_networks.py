@@ -1,6 +1,7 @@
 """Networks for the tests of training, small enough to be trained in them."""
 
 import os
+import signal
 import time
 
 import torch
@@ -33,6 +34,22 @@ class Failing(Network):
         return super().forward(x, x_hat0, t) * (float("nan") if self.calls > 5 else 1)
 
 
+class Signalled(Network):
+    """Sends signals to its process: TRAINING_SIGNALS = "SIGINT SIGINT" of TRAINING_RANK, at its fourth training step, or,
+    where TRAINING_WHEN is "validation", at its first pass of a validation (one before tries it out)."""
+
+    steps = passes = 0
+
+    def forward(self, x, x_hat0, t):
+        self.steps += self.training
+        self.passes += not self.training and x.shape[-1] == 32
+        now = self.passes == 2 if os.environ.get("TRAINING_WHEN") == "validation" else self.training and self.steps == 4
+        if now and os.environ.get("TRAINING_RANK", "0") == os.environ.get("RANK", "0"):
+            for name in os.environ.get("TRAINING_SIGNALS", "").split():
+                os.kill(os.getpid(), signal.Signals[name])
+        return super().forward(x, x_hat0, t)
+
+
 class Unused(Network):
     """With weights that no output depends on, and a part that is called like one of a checkpoint."""
 
@@ -55,3 +72,8 @@ class Deaf(nn.Module):
 def save(network, folder):
     torch.save(network.state_dict(), folder / "own.pth")
     return folder / "own.pth"
+
+
+def coarse(hr, generator):
+    """A degradation: every fourth pixel, with noise."""
+    return hr[:, ::4, ::4] + 0.1 * torch.randn(3, *(side // 4 for side in hr.shape[1:]), generator=generator)

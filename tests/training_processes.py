@@ -53,8 +53,8 @@ def run(arguments, variables, log):
     sys.exit(status)
 
 
-def two(arguments, folder, **variables):
-    """The command in two processes with gloo, as accelerate launch starts them."""
+def two(arguments, folder, status=0, **variables):
+    """The command in two processes with gloo, as accelerate launch starts them. Returns what they say."""
     _started()
     started = []
     for rank in "01":
@@ -67,4 +67,5 @@ def two(arguments, folder, **variables):
     for process in started:
         process.kill()  # if it hangs; the other has failed, or waits for it
         process.join()
-    assert [process.exitcode for process in started] == [0, 0], said
+    assert [process.exitcode for process in started] == [status, status], said
+    return said

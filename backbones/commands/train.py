@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         import safetensors  # noqa: F401
         import tqdm  # noqa: F401
 
-        from backbones.training import config, loop
+        from backbones.training import config, loop, stop
     except ImportError as error:
         raise Unusable(f"{_NEEDS_TRAIN} ({error})") from None
     try:
@@ -50,9 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         which = "" if rank == "0" else f" (process {rank})"
         print(f"dosde train: error{which}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except stop.Interrupted as error:
+        if rank == "0":
+            print(error, file=sys.stderr)
+        return 128 + error.number
     if rank == "0":
         print(f"wrote   {result}")
     return 0

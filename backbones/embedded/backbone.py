@@ -4,34 +4,33 @@ The source x_hat0 is the low-resolution picture, four times as large by bicubic 
 learnt to restore. To another scale its result is brought by bicubic interpolation.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import dosde
 from backbones import backbone
-from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
+from backbones.backbone import DTYPES
+from backbones.kinds import kind_of_tensors
 from backbones.pictures import io as images
 from backbones.pictures.resize import bicubic
-from backbones.pictures.tiling import tiled
-from backbones.weights import aligned, metadata, read, write
+from backbones.pictures.tiling import least, tiled
+from backbones.weights import aligned, averaged, metadata, read, training, write
 from dosde.check import Refused
 from dosde.solve import Model
 from dosde.step import Method
 
-from .network import Config, Network, blank
+from .network import NETWORK, Config, Network, blank, configured
 
-ABOUT = "a small network"
 _KEY, _FORMAT = "dosde.embedded", 2
-WEIGHTS = Path(__file__).with_name("weights.safetensors")
-"""What ships, trained by configs/embedded.toml. docs/embedded.md has its measure."""
 _SCALE = 4
 _TILE = 2048  # about 200 bytes a pixel at the default width: 0.8 GB
 
@@ -68,10 +67,13 @@ class Embedded(backbone.Loaded):
     least_scale = 1.0
 
     def __post_init__(self) -> None:
-        if self.tile is not None and (self.tile % self.network.config.fold or self.tile <= self.overlap):
-            raise Refused(
-                "tile", self.tile, f"a multiple of {self.network.config.fold} above {self.overlap}, the overlap, is needed"
+        fold = self.network.config.fold
+        smallest = least(self.overlap, fold)
+        if self.tile is not None and (self.tile % fold or self.tile < smallest):
+            needed = (
+                f"a multiple of {fold} from {smallest} is needed, or the overlap of {self.overlap} makes tiles of little else"
             )
+            raise Refused("tile", self.tile, needed)
 
     @property
     def overlap(self) -> int:
@@ -168,33 +170,17 @@ def save(path: str | Path, network: Network, about: Mapping[str, Any]) -> None:
     write(path, tensors, {_KEY: said})
 
 
-@backbone.loads("embedded")
-def load(
-    weights: Annotated[str | Path, Option("a .safetensors file", metavar="PATH")] = WEIGHTS,
-    *,
-    tile: Annotated[int | str | None, TILE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    device: Annotated[str, DEVICE] = "auto",
-) -> Embedded:
-    """The backbone in a file that `save` wrote; by default in the file that ships.
-
-    Args:
-        weights: the file.
-        tile: see `Embedded`; "auto" is 2048 pixels, or more where the overlap of the network needs more.
-        dtype: of the network; "auto" is bfloat16 on a GPU, float32 on the CPU.
-        device: "auto" is a GPU where there is one.
-
-    Raises:
-        Refused: in one line that names the argument, or the file and the tensor in it.
-    """
+def loaded(weights: str | Path, tile: int | str | None, dtype: str, device: str) -> Embedded:
+    """What `load` returns, whose keywords these are."""
     path = Path(weights)
-    tensors = read(path)
-    config, about = _described(path)
+    whole = read(path)
+    config, about = _described(path, whole)
+    tensors = averaged(whole)
     if dtype != "auto" and dtype not in DTYPES:
         raise Refused("dtype", dtype, f"auto, {', '.join(DTYPES)}, is needed")
-    held, least = sum(t.numel() for t in tensors.values()), config.least
-    if held < least:  # the network takes memory and time, on the meta device too: what symmetry ties together
-        raise Refused("checkpoint", path, f"{least} or more are needed for what its config says", f"{path}: {held} weights")
+    held, fewest = sum(t.numel() for t in tensors.values()), config.least
+    if held < fewest:  # the network takes memory and time, on the meta device too: what symmetry ties together
+        raise Refused("checkpoint", path, f"{fewest} or more are needed for what its config says", f"{path}: {held} weights")
     network = blank(config)  # no memory before the shapes are known to be those of the file
     wanted = network.state_dict()
     for name, like in wanted.items():
@@ -216,17 +202,29 @@ def load(
     aligned(network.to(place).eval().requires_grad_(False))
     if tile == "auto":
         overlap = Embedded(network, tile=None).overlap
-        tile = max(_TILE, 2 * overlap) if _TILE % config.fold == 0 else 2 * overlap
+        tile = max(_TILE, least(overlap, config.fold)) if _TILE % config.fold == 0 else least(overlap, config.fold)
     if isinstance(tile, str):
         raise Refused("tile", tile, "a number of pixels, 'auto' or None is needed")
     return Embedded(network, about, tile)
 
 
-def _described(path: Path) -> tuple[Config, Mapping[str, Any]]:
-    """The configuration in a file, and what it says of the training."""
-    said = metadata(path).get(_KEY) if path.suffix == ".safetensors" else None
+def _described(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Config, Mapping[str, Any]]:
+    """The configuration in a file with these tensors, and what it says of the training."""
+    noted = metadata(path)
+    said = noted.get(_KEY)
+    if said is None and (trained := training(path)) is not None:
+        with contextlib.suppress(KeyError, TypeError):  # the checkpoint of something else, or of no training
+            if trained["model"]["network"] == NETWORK and trained["task"] == "embedded":
+                return configured(trained["model"]["options"], trained["process"]), {"config": json.dumps(trained)}
+            own, task = trained["model"]["network"], trained["task"]
+            what, needed = f"the network {own}", f"that network (--backbone {own}) is needed"
+            if task != "embedded":
+                what, needed = f"the backbone {task}", f"the folder pipeline beside it (--backbone {task}) is needed"
+            shown = f"{path} holds weights of {what}, which `dosde train` trained, and no network of the backbone embedded"
+            raise Refused("checkpoint", path, needed, shown)
     if said is None:
-        shown = f"{path} is no network of the backbone embedded (it does not say {_KEY})"
+        what = kind_of_tensors({name: tensor.shape for name, tensor in tensors.items()}, noted)
+        shown = f"{path} is {what or 'no network of the backbone embedded'} (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)
     try:
         made = json.loads(said)

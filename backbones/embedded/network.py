@@ -31,10 +31,12 @@ from torch import Tensor, nn
 
 import dosde
 from dosde.check import Refused
+from dosde.presets import RESSHIFT_ETA_MIN
 from dosde.process import flow, resshift
 
 from . import symmetry
 
+NETWORK = "backbones.embedded:Network"  # as configs of `dosde train` name it
 _FREQUENCIES = 6  # of theta, for its embedding
 
 
@@ -158,6 +160,34 @@ class Config:
         if not isinstance(process, Mapping) or set(process) != {"kind", "parameters"}:
             raise Refused("process", process, "kind and parameters are needed")
         return Config(**{**values, "process": ProcessConfig(**process)})
+
+
+def configured(options: Mapping[str, Any], process: Mapping[str, Any]) -> Config:
+    """The configuration of a network that `dosde train` trains.
+
+    Args:
+        options: `model.options`, fields of `Config`.
+        process: the table [process].
+
+    Raises:
+        Refused: the backbone has no such process.
+    """
+    kind = process["kind"]
+    if kind == "dossr" or (kind == "vp" and process["shift"] == "linear"):
+        what = kind if kind == "dossr" else f"a {process['shift']} shift"
+        raise Refused("process", process, f"vp with a cosine shift or none, resshift, or flow, is needed for {NETWORK}", what)
+    if kind == "flow" and process["kappa"] == 0:
+        needed = f"above 0 is needed for {NETWORK}, for `dosde upscale` solves processes with noise"
+        raise Refused("process.kappa", 0, needed)
+    if kind == "vp":
+        t1 = None if process["shift"] == "none" else process["t1"]
+        kept = ProcessConfig("domain_shift", {"schedule": process["schedule"], "t1": t1})
+    elif kind == "resshift":
+        eta_min = RESSHIFT_ETA_MIN[process["T"]]
+        kept = ProcessConfig("resshift", {"T": process["T"], "eta_min": eta_min})
+    else:
+        kept = ProcessConfig("flow", {"kappa": process["kappa"]})
+    return Config(**options, process=kept)
 
 
 class Network(nn.Module):

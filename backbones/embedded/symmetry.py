@@ -107,4 +107,4 @@ class Shared(nn.Module):
         return whole.permute(0, 3, 1, 2) if whole.ndim == 4 else whole
 
     def right_inverse(self, whole: Tensor) -> Tensor:
-        return whole.flatten()[self.representatives]
+        return whole.flatten().index_select(0, self.representatives)  # which, on meta, needs no sympy

@@ -27,8 +27,6 @@ from dosde.solve import Model
 
 from . import gaussian
 
-ABOUT = "a stationary Gaussian model of photographs"
-
 # Orthonormal: grey, red against blue, green against both.
 _OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, -2 * 6**-0.5, 6**-0.5))
 _ROUNDING = (2 / 255) ** 2 / 12  # variance of rounding to 8 bits, in the range [-1, 1]
@@ -149,9 +147,3 @@ def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     slope = (weight[:, None, None] * (x - x_mean)[:, None, None] * (y - y_mean)).sum(0) / (weight * (x - x_mean) ** 2).sum()
     beta = (-slope).clamp(1.0, 4.0)
     return torch.exp(y_mean + beta * x_mean)[..., None, None], beta[..., None, None]
-
-
-@backbone.loads("gaussian")
-def load(process: dosde.Process | None = None) -> StationaryGaussian:
-    """The backbone `gaussian`; the command line has no options for it."""
-    return StationaryGaussian() if process is None else StationaryGaussian(process)

@@ -21,7 +21,7 @@ from torch import Tensor
 from backbones import whole
 from dosde.check import Refused, RefusedType, require
 
-from . import tiff
+from . import note, tiff
 from .formats import READ, SEQUENCES, WRITTEN
 from .formats import SUFFIXES as SUFFIXES
 from .resize import bicubic
@@ -344,13 +344,14 @@ def mirrored(picture: Tensor, multiple: int) -> Tensor:
 # -- Writing ----------------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, picture: Picture, quality: int | None = None) -> None:
+def write(path: Path, picture: Picture, quality: int | None = None, text: str | None = None) -> None:
     """Writes a picture whole or not at all; folders above it are made.
 
     Args:
         path: its suffix is the format. 16 bits become 8 where that is neither PNG nor TIFF.
         picture: what to write.
         quality: of JPEG (95 by default, with colours in full resolution), and of WebP (without loss by default).
+        text: what the picture was made of, for `note.read`, where the format has a place for it.
 
     Raises:
         ValueError: where the format cannot hold the picture.
@@ -380,7 +381,7 @@ def write(path: Path, picture: Picture, quality: int | None = None) -> None:
         data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole.file(path) as part:
-        part.write_bytes(data)
+        part.write_bytes(data if text is None else note.added(data, text))
 
 
 def check(path: Path, picture: Picture, size: tuple[int, int] | None = None) -> None:

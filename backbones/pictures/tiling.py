@@ -91,6 +91,18 @@ def tiled(
     return out.to(dtype)
 
 
+def least(overlap: int, multiple: int = 1) -> int:
+    """The smallest useful tile: all tiles together have at most four times the pixels of the picture.
+
+    That is (tile / (tile - overlap))^2 <= 4. Below it the work explodes: an overlap of a pixel less than the tile makes a tile
+    for every pixel.
+
+    >>> least(556, 4)
+    1112
+    """
+    return max(multiple, -(-2 * overlap // multiple) * multiple)
+
+
 def boxes(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> list[tuple[slice, slice]]:
     """The tiles of a picture, rows first, as `picture[..., *box]`. Their number is what a progress bar counts to.
 

@@ -5,16 +5,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import dosde
 from backbones import backbone
-from backbones.backbone import DEVICE, DTYPE, DTYPES, TILE, Option
+from backbones.backbone import DTYPES
+from backbones.option import amount as amount
 from backbones.pictures import io as images
-from backbones.pictures.colour import COLOUR_FIXES
 from dosde.check import Refused
 from dosde.noise import Noise
 from dosde.process import Marginal
@@ -22,13 +22,11 @@ from dosde.recipe import maker
 from dosde.solve import Model
 from dosde.step import Method, Step
 
-from .stages import PROMPT, Prepared
-from .tiles import Tiles, check_tile
+from .stages import Prepared
+from .tiles import Tiles, check_tile, free
 
 if TYPE_CHECKING:
     from .pipeline import DoSSRPipeline
-
-ABOUT = "DoSSR: SD 2.1 with a ControlNet"
 
 
 @dataclass(frozen=True)
@@ -113,60 +111,21 @@ def ordered(method: Method, order: int) -> Method:
     return chosen
 
 
-def amount(text: str) -> float:
-    """Bytes, from text such as 6G, 500MiB or 1e9."""
-    units = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-    number, unit = text.lower().removesuffix("b").removesuffix("i"), ""
-    if number[-1:] in units:
-        number, unit = number[:-1], number[-1:]
-    size = float(number) * units[unit]
-    if not 0 < size < float("inf"):
-        raise ValueError
-    return size
-
-
-@backbone.loads("sd21")
-def load(
-    weights: Annotated[
-        str | Path,
-        Option("a folder written by `dosde convert`, or a checkpoint in the released layout", metavar="PATH"),
-    ],
-    *,
-    tile: Annotated[int | str | None, TILE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    device: Annotated[str, DEVICE] = "auto",
-    prompt: Annotated[str, Option(f"default: the release's, {PROMPT!r}")] = PROMPT,
-    negative_prompt: Annotated[str, Option("for a guidance other than 1 (default: empty)", metavar="PROMPT")] = "",
-    guidance_scale: Annotated[float, Option("1: none, half the work (default)", float, metavar="SCALE", flag="guidance")] = 1.0,
-    color_fix: Annotated[str, Option("default: wavelet", choices=tuple(COLOUR_FIXES))] = "wavelet",
-    source: Annotated[
-        str, Option("x_hat0: mode of the VAE's posterior, or a sample (default: mode)", choices=("mode", "sample"))
-    ] = "mode",
-    max_memory: Annotated[
-        float | None,
-        Option("for auto tiles, such as 6G, beside the weights (default: 80% of what is free)", amount, metavar="SIZE"),
-    ] = None,
-    progress: bool = True,
+def loaded(
+    weights: str | Path,
+    tile: int | str | None,
+    dtype: str,
+    device: str,
+    prompt: str,
+    negative_prompt: str,
+    guidance_scale: float,
+    color_fix: str,
+    source: str,
+    max_memory: float | None,
+    progress: bool,
 ) -> DoSSR:
-    """The model in a folder (or a checkpoint file in the released layout), ready to run.
-
-    Args:
-        weights: a folder of `dosde convert`, or a checkpoint.
-        device: "auto" is a GPU where there is one.
-        dtype: "auto" is bfloat16 on a GPU, float32 on the CPU.
-        prompt: the prompt.
-        negative_prompt: for a guidance other than 1.
-        guidance_scale: 1: without guidance.
-        color_fix: "wavelet", "adain" or "none".
-        source: "mode" or "sample" of the VAE's posterior.
-        tile: "auto", a side in pixels of the output, or None for the picture whole.
-        max_memory: bytes that "auto" may use beside the weights.
-        progress: whether bars are shown.
-
-    Raises:
-        ValueError: an argument, or a file, cannot be used.
-    """
-    from .pipeline import DoSSRPipeline  # which imports diffusers; the command reads the options without it
+    """What `load` returns, whose keywords these are."""
+    from .pipeline import DoSSRPipeline  # which imports diffusers
 
     quiet()
     if not -1e6 < guidance_scale < 1e6:
@@ -178,6 +137,8 @@ def load(
     else:
         pipe = DoSSRPipeline.from_pretrained(weights, dtype=kind)
     check_tile(pipe.multiple, tile)
+    if tile == "auto" and max_memory is None:
+        free(place)  # which needs psutil: no picture is to blame where that is missing
     pipe.set_progress_bar_config(disable=not progress)
     pipe.to(place)
     with torch.no_grad():

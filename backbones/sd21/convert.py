@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones import weights, whole
+from backbones import kinds, weights, whole
 from backbones.backbone import DTYPES as DTYPES
 from backbones.weights import Tensors
 from dosde.check import Refused
@@ -116,7 +116,7 @@ def parts_of_checkpoint(
     base: str | Path | None = None,
 ) -> Parts:
     """A checkpoint in the released layout, with the prompts of the release embedded. See `DoSSRPipeline.from_single_file`."""
-    parts = to_parts(weights.read(path), heads_of(original_config))
+    parts = to_parts(weights.read(path), heads_of(original_config), weights.metadata(path))
     configs, tensors = dict(parts.configs), dict(parts.tensors)
     configs["scheduler"] = scheduler_config(parts.unused)
     if preprocessor is not None:
@@ -167,6 +167,9 @@ def start(base: str | Path, preprocessor: str | Path, t1: float = 0.5) -> Parts:
 def checked_base(base: str | Path) -> Path:
     """The folder of SD 2.1-base; refused unless it has a U-Net, a VAE and a text tower."""
     folder = Path(base) if Path(base).exists() else folders.of_hub(str(base), "--base")
+    kind = kinds.kind_of(folder)
+    if kind is not None and (not folder.is_dir() or "XL" in kind.what):
+        raise Refused("--base", folder, "a folder of SD 2.1-base in diffusers' layout is needed", f"{folder} is {kind.what}")
     for component in ("unet", "vae", "text_encoder"):
         if not folders.has(folder, component):
             raise Refused(

@@ -1,6 +1,7 @@
 """What modules the tensors of a file, or of a folder, make."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones import kinds
 from backbones.weights import Tensors, aligned, read
-from dosde.check import Refused
+from dosde.check import Refused, require
 
 from . import names
 
@@ -30,12 +32,17 @@ class Parts:
     unused: Tensors
 
 
-def to_parts(released: Mapping[str, Tensor], heads: names.Heads = names.Heads()) -> Parts:  # noqa: B008
+def to_parts(
+    released: Mapping[str, Tensor],
+    heads: names.Heads = names.Heads(),  # noqa: B008
+    about: Mapping[str, str] | None = None,
+) -> Parts:
     """The components of a released checkpoint, every tensor in its place.
 
     Args:
         released: tensors by their released names.
         heads: what no tensor tells.
+        about: the metadata of the file.
 
     Raises:
         Refused: a tensor is missing, unexpected or wrongly shaped; the error names it.
@@ -43,15 +50,16 @@ def to_parts(released: Mapping[str, Tensor], heads: names.Heads = names.Heads())
     from .rrdb import config_of
 
     shapes = {name: tuple(tensor.shape) for name, tensor in released.items()}
-    configs = names.configs(shapes, heads)
     for component in ("unet", "controlnet", "vae", "hint_encoder"):
-        if component not in configs:
+        if not names.part(shapes, component):
+            what = kinds.kind_of_tensors(shapes, about)
             raise Refused(
                 "checkpoint",
                 names.PREFIXES[component],
-                "another layout is needed",
-                f"no tensor {names.PREFIXES[component]}*, the {component}",
+                "a checkpoint of DoSSR or DiffBIR in the released layout is needed",
+                f"{f'{what}, with ' if what else ''}no tensor {names.PREFIXES[component]}*, the {component}",
             )
+    configs = names.configs(shapes, heads)
     own = names.part(shapes, "preprocessor")
     if "body.0.rdb1.conv1.weight" in own:  # DiffBIR's is another network
         configs["preprocessor"] = config_of(own)
@@ -137,32 +145,63 @@ def filled(component: str, config: Mapping[str, Any], tensors: Tensors) -> Any:
     return aligned(module.eval())
 
 
-def files_of(folder: Path, component: str) -> list[Path]:
+def files_of(folder: Path, component: str, variant: str | None = None) -> list[Path]:
     """The files with the weights of a component in a diffusers folder.
+
+    Args:
+        folder: the folder.
+        component: the name of the component.
+        variant: as in `save_pretrained(variant="fp16")`, where the component has it. Default: files without one, or else those
+            of the only one that there is.
 
     Raises:
         Refused: one is not there.
     """
     place = folder / component
-    for stem, ending in (
-        ("diffusion_pytorch_model", "safetensors"),
-        ("model", "safetensors"),
-        ("diffusion_pytorch_model", "bin"),
-    ):
-        index = place / f"{stem}.{ending}.index.json"
-        files = [place / f"{stem}.{ending}"]
-        if index.is_file():
-            files = [place / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        if files[0].is_file() or index.is_file():
-            break
-    else:
+    found = (_files(place, variant) if variant else []) or _files(place, None) or _files(place, variant_of(place))
+    if not found:
         raise Refused(
             "weights", folder, "a whole folder is needed", f"{folder}: no weights of the component {component!r} in {place}"
         )
-    for path in files:
+    for path in found:
         if not path.is_file():
-            raise Refused("weights", path, "a whole folder is needed", f"{path} is missing, which {index.name} names")
-    return files
+            raise Refused("weights", path, "a whole folder is needed", f"{path} is missing, which an index beside it names")
+    return found
+
+
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+def _files(place: Path, variant: str | None) -> list[Path]:
+    """The files with weights of one variant, or of none."""
+    middle = f".{variant}" if variant else ""
+    for ending in ("safetensors", "bin"):
+        for stem in _STEMS:
+            index = place / f"{stem}.{ending}.index{middle}.json"
+            if index.is_file():
+                return [place / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            if (place / f"{stem}{middle}.{ending}").is_file():
+                return [place / f"{stem}{middle}.{ending}"]
+    return []
+
+
+def variants(place: Path) -> list[str]:
+    """The variants of weights in the folder of a component."""
+    pattern = rf"(?:{'|'.join(_STEMS)})\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+    return sorted({match[1] for path in place.glob("*.*.*") if (match := re.fullmatch(pattern, path.name))})
+
+
+def variant_of(place: Path) -> str | None:
+    """The variant of the weights in the folder of a component, where it has no others.
+
+    Raises:
+        Refused: it has several.
+    """
+    found = variants(place)
+    if not found or _files(place, None):
+        return None
+    require(len(found) == 1, "variant", found, f"one of them is needed as variant=..., for {place} has no other weights")
+    return found[0]
 
 
 def of_folder(folder: Path, component: str) -> Tensors:

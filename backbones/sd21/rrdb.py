@@ -18,7 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from backbones import weights
+from backbones import kinds, weights
 from dosde.check import Refused
 
 # Names of ESRGAN and BSRGAN -> those of Real-ESRGAN.
@@ -207,7 +207,9 @@ def load(path: str | Path) -> RRDBNet:
     try:
         return from_state_dict(tensors)
     except Refused as error:
-        raise Refused(f"{path}", error.value, error.needed, f"{error.argument}: {error.shown}") from None
+        what = kinds.kind_of_tensors({name: tensor.shape for name, tensor in tensors.items()}, weights.metadata(path))
+        what = f"{what}, " if what and "RRDBNet" not in what else ""
+        raise Refused(f"{path}", error.value, error.needed, f"{what}{error.argument}: {error.shown}") from None
 
 
 def _current(name: str) -> str:

@@ -30,8 +30,6 @@ from . import malloc
 
 Bar = Callable[[int, str], AbstractContextManager[Any]]
 
-PROMPT = "clean, high-resolution, 8k"  # the release's
-
 
 @dataclass(frozen=True)
 class Prepared:

@@ -8,11 +8,13 @@ Every error is one line: the key, its value, and what is legal. Paths are relati
 """
 
 import dataclasses
+import difflib
 import json
 import math
+import os
 import tomllib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -21,13 +23,16 @@ import torch
 from torch import Tensor
 
 import dosde
+from backbones import named
 from backbones.pictures.degradation import BICUBIC, REAL_ESRGAN
 from backbones.pictures.degradation import Degradation as DegradationParameters
 from dosde import objective, presets, schedule, shift
 from dosde.check import Refused
 from dosde.prediction import TRAINED, Predicts
 
-from .data import Bundled, Folder, Mixed, Procedural, Samples, Source
+from .data import Bundled, Folder, Mixed, Own, Pairs, Procedural, Samples, Source
+
+_DEGRADATIONS = {"bicubic": BICUBIC, "real-esrgan": REAL_ESRGAN}
 
 
 def _key(default: Any, legal: str, check: Callable[[Any], bool]) -> Any:
@@ -46,17 +51,29 @@ def _within(default: Any, low: float, high: float) -> Any:
     return _key(default, f"a number from {low:g} to {high:g}", lambda v: low <= v <= high)
 
 
+def _path(
+    default: Any = "", legal: str = "the name of a file or a folder", check: Callable[[str], Any] = lambda v: True
+) -> Any:
+    """A name of a file or a folder, in which ~ and ~user stand for a home."""
+    return field(default=default, metadata={"legal": legal, "check": lambda v: "\0" not in v and check(v), "path": True})
+
+
 def _choice(default: Any, *names: str) -> Any:
-    return _key(default, "one of " + ", ".join(names), lambda v: v in names)
+    metadata = {"legal": "one of " + ", ".join(names), "check": lambda v: v in names, "names": names}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class SourceOfPictures:
     """[[data.sources]]: one source of pictures."""
 
-    kind: str = _choice(dataclasses.MISSING, "folder", "bundled", "procedural")
-    path: str = ""
+    kind: str = _choice(dataclasses.MISSING, "folder", "pairs", "bundled", "procedural")
+    path: str = _path()
     """The folder, for kind = folder."""
+    hr: str = _path()
+    """The folder of high-resolution pictures, for kind = pairs."""
+    lr: str = _path()
+    """The folder of the same pictures in low resolution, for kind = pairs."""
     names: tuple[str, ...] = ()
     """Some pictures, for kind = bundled; default: all."""
     weight: float = _above(1.0)
@@ -72,7 +89,10 @@ class Data:
     crop: int = _count(64)
     """Side of the high-resolution crops."""
     scale: int = _count(4)
-    degradation: str = _choice("bicubic", "bicubic", "real-esrgan")
+    degradation: str = _key(
+        "bicubic", 'bicubic, real-esrgan or "package.module:name"', lambda v: v in _DEGRADATIONS or named.is_name(v)
+    )
+    """How lr is made of hr, where the source has no lr."""
     shrink: float = _key(1.0, "a number of at least 1", lambda v: 1 <= v < math.inf)
     """Pictures of folder and bundled are first made smaller by a random factor of at most this."""
     length: int = _key(1000, "a whole number from 1 to 10^8", lambda v: 1 <= v <= 10**8)
@@ -84,7 +104,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Process:
-    """[process]: the process; the task `sd21` takes that of its pipeline."""
+    """[process]: the process; the tasks `sd21` and `resshift` take that of their pipeline."""
 
     kind: str = _choice("vp", "vp", "dossr", "resshift", "flow")
     """vp: `schedule` and `shift`. dossr, resshift: as released (`dosde.presets`). flow: `dosde.process.flow`."""
@@ -121,13 +141,13 @@ class Objective:
 class Model:
     """[model], for the task embedded."""
 
-    network: str = _key("backbones.embedded:Network", '"package.module:name"', lambda v: v.count(":") == 1)
+    network: str = _key("backbones.embedded:Network", named.LEGAL, named.is_name)
     """What makes the network, forward(x, x_hat0, t)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its arguments."""
-    weights: str = ""
+    weights: str = _path()
     """A file to start from: .safetensors that this command wrote, or any with the network's tensors."""
-    save: str = _key("", '"package.module:name"', lambda v: not v or v.count(":") == 1)
+    save: str = _key("", named.LEGAL, lambda v: not v or named.is_name(v))
     """What writes the weights at the end, called as (network, folder); default: weights.safetensors."""
 
 
@@ -135,14 +155,22 @@ class Model:
 class SD21:
     """[sd21], for the task sd21: DoSSR's fine-tuning, of the ControlNet alone."""
 
-    weights: str = ""
+    weights: str = _path()
     """The folder to start from, of `dosde convert`."""
     prompt: str = ""
-    cache: str = ""
+    cache: str = _path()
     """A folder for latents and the embedded prompt; default: none, they are made at every step."""
     cache_samples: int = _count(1000)
     """How many samples are cached, and trained on."""
     gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class ResShift:
+    """[resshift], for the task resshift: ResShift's U-Net."""
+
+    weights: str = _path()
+    """The folder to start from, of `dosde convert`."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +213,10 @@ class Validation:
 
     every: int = _count(0, 0)
     """0: never."""
-    pictures: str = _key("held_out", "held_out, procedural, or the name of a folder", bool)
+    pictures: str = _path("held_out", "held_out, procedural, or the name of a folder", bool)
     """held_out (chelsea, coffee, china), procedural, or a folder."""
+    lr: str = _path()
+    """The folder of the same pictures in low resolution, where validation.pictures is a folder; default: they are degraded."""
     count: int = _count(3)
     crop: int = _count(128)
     """Side of the square in their middle."""
@@ -202,8 +232,8 @@ class Validation:
 class Config:
     """The whole file."""
 
-    task: str = _choice(dataclasses.MISSING, "embedded", "sd21")
-    out: str = _key(dataclasses.MISSING, "the name of a folder", lambda v: v and "\0" not in v)
+    task: str = _choice(dataclasses.MISSING, "embedded", "sd21", "resshift")
+    out: str = _path(dataclasses.MISSING, "the name of a folder", bool)
     steps: int = _count(dataclasses.MISSING)
     """Steps of the optimizer."""
     batch: int = _count(8)
@@ -218,6 +248,7 @@ class Config:
     objective: Objective = Objective()
     model: Model = field(default_factory=Model)
     sd21: SD21 = SD21()
+    resshift: ResShift = ResShift()
     optimizer: Optimizer = Optimizer()
     ema: EMA = EMA()
     checkpoint: Checkpoint = Checkpoint()
@@ -243,13 +274,24 @@ def load(path: str | Path) -> Config:
     Raises:
         Refused: the file cannot be read, or something in it is wrong.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused("config", path, f"a TOML file is needed ({getattr(error, 'strerror', None) or error})") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise Refused("config", path, f"a TOML file is needed ({error.strerror or error})") from None
     try:
-        return parse(tomllib.loads(text))
+        text = content.decode("utf-8-sig")  # with or without the byte order mark that editors write
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        what = f"line {line} is not UTF-8"
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            what = "it is UTF-16" if content[2:4] != b"\0\0" else "it is UTF-32"
+        raise Refused("config", path, "a TOML file in UTF-8 is needed", f"{path}: {what}") from None
+    if "\0" in text:
+        shown = f"{path} holds null characters: it is UTF-16, or no text"
+        raise Refused("config", path, "a TOML file in UTF-8 is needed", shown)
+    try:
+        return parse(tomllib.loads(text.replace("\r\n", "\n").replace("\r", "\n")))
     except tomllib.TOMLDecodeError as error:
         raise Refused("config", path, "a TOML file is needed", f"{path} is not TOML ({error})") from None
 
@@ -265,16 +307,30 @@ def parse(content: Mapping[str, Any]) -> Config:
     """
     config = _made(Config, content, "")
     assert isinstance(config, Config)
-    other = {"embedded": ("sd21",), "sd21": ("model", "process")}[config.task]
+    other = {
+        "embedded": ("sd21", "resshift"),
+        "sd21": ("model", "process", "resshift"),
+        "resshift": ("model", "process", "sd21"),
+    }[config.task]
     for name in other:
         if name in content:
             raise Refused(
                 name, config.task, f"leave the table [{name}] out, or change the task", f"not of the task {config.task}"
             )
-    if config.task == "sd21" and not config.sd21.weights:
-        raise Refused("sd21.weights", "", "a folder written by `dosde convert` is needed")
+    for name, own in (("sd21", config.sd21), ("resshift", config.resshift)):
+        if config.task == name and not own.weights:
+            raise Refused(f"{name}.weights", "", "a folder written by `dosde convert` is needed")
     _check(config)
     return config
+
+
+def filled(content: Mapping[str, Any]) -> Config:
+    """The config in a checkpoint: of `Config.plain`, perhaps of a version that had fewer keys, which get their defaults.
+
+    Raises:
+        Refused: it has other keys, or values that are not legal any more.
+    """
+    return typing.cast(Config, _made(Config, content, ""))
 
 
 def _check(config: Config) -> None:
@@ -285,9 +341,11 @@ def _check(config: Config) -> None:
     if not data.sources:
         raise Refused("data.sources", [], "at least one source is needed")
     for i, source in enumerate(data.sources):
-        if (source.kind == "folder") != bool(source.path):
-            legal = "the name of a folder" if source.kind == "folder" else "nothing, which only kind = 'folder' has,"
-            raise Refused(f"data.sources[{i}].path", source.path, f"{legal} is needed")
+        for kind, key in (("folder", "path"), ("pairs", "hr"), ("pairs", "lr")):
+            value = getattr(source, key)
+            if (source.kind == kind) != bool(value):
+                legal = "the name of a folder" if source.kind == kind else f"nothing, which only kind = {kind!r} has,"
+                raise Refused(f"data.sources[{i}].{key}", value, f"{legal} is needed")
         if source.names and source.kind != "bundled":
             raise Refused(f"data.sources[{i}].names", list(source.names), "nothing, which only kind = 'bundled' has, is needed")
     if config.batch % config.accumulate:
@@ -298,6 +356,9 @@ def _check(config: Config) -> None:
         raise Refused("objective.t_max", wanted.t_max, f"a number above t_min, {wanted.t_min}, is needed")
     if wanted.weight == "bound" and wanted.times != "table":
         raise Refused("objective.weight", "bound", f"needs times = 'table', and it is {wanted.times!r}")
+    if config.validation.lr and config.validation.pictures in ("held_out", "procedural"):
+        needed = "nothing, or a folder as validation.pictures, is needed"
+        raise Refused("validation.lr", config.validation.lr, needed)
     if config.validation.crop % data.scale:
         raise Refused("validation.crop", config.validation.crop, f"a multiple of data.scale, {data.scale}, is needed")
     if config.task == "embedded":
@@ -320,17 +381,45 @@ def _made(kind: type, content: object, place: str) -> object:
     hints = typing.get_type_hints(kind)
     for name in content:
         if name not in fields:
-            raise Refused(prefix + name, content[name], f"no such key, {place or 'a config'} has {', '.join(fields)}")
+            meant = _meant(name, prefix, fields)
+            needed = f"no such key, {place or 'a config'} has {', '.join(fields)}{meant}"
+            raise Refused(prefix + name, content[name], needed)
     values = {}
     for name, one in fields.items():
         if name in content:
             value = _typed(hints[name], content[name], prefix + name)
+            value = _at_home(value, prefix + name) if one.metadata.get("path") else value
             if one.metadata and not one.metadata["check"](value):
-                raise Refused(prefix + name, content[name], f"{one.metadata['legal']} is needed")
+                near = difflib.get_close_matches(value, one.metadata.get("names", ()), 1) if isinstance(value, str) else []
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise Refused(prefix + name, content[name], f"{one.metadata['legal']} is needed{meant}")
             values[name] = value
         elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise Refused(prefix + name, None, f"{one.metadata['legal']} is needed", "missing")
     return kind(**values)
+
+
+def _meant(name: str, prefix: str, fields: Mapping[str, Any]) -> str:
+    """What a key that does not exist may have meant: one of its table, or the same one of another table."""
+    lower = {one.lower(): one for one in fields}
+    near = [prefix + lower[one] for one in difflib.get_close_matches(name.lower(), lower, 1)]
+    tables = {f.name: hint for f in dataclasses.fields(Config) if dataclasses.is_dataclass(hint := _hints(Config)[f.name])}
+    same = [f"{table}.{name}" for table, kind in tables.items() if name in {f.name for f in dataclasses.fields(kind)}]
+    same += [name] if prefix and name in _hints(Config) else []
+    return f" (did you mean {' or '.join(near or same)}?)" if near or same else ""
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _at_home(name: str, place: str) -> str:
+    """A name in which ~ and ~user are the homes that they stand for."""
+    found = os.path.expanduser(name)
+    if found.startswith("~"):
+        user = found.split(os.sep)[0]
+        raise Refused(place, name, f"there is no home of {user}; a name that begins with ./~ is of a file called so")
+    return found
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a table", tuple: "a list"}
@@ -354,6 +443,24 @@ def _typed(hint: Any, value: Any, place: str) -> Any:
         except TypeError:
             raise Refused(place, value, "numbers, texts, true, false, lists and tables of them are needed") from None
     return float(value) if origin is float else value
+
+
+def inputs(config: Config) -> Iterator[tuple[str, str]]:
+    """What the run reads, (key, name of a file or a folder) each."""
+    for i, source in enumerate(config.data.sources):
+        for key in ("path", "hr", "lr"):
+            if getattr(source, key):
+                yield f"data.sources[{i}].{key}", getattr(source, key)
+    pictures = config.validation.pictures
+    named = (
+        ("model.weights", config.model.weights),
+        ("sd21.weights", config.sd21.weights),
+        ("sd21.cache", config.sd21.cache),
+        ("resshift.weights", config.resshift.weights),
+        ("validation.pictures", "" if pictures in ("held_out", "procedural") else pictures),
+        ("validation.lr", config.validation.lr),
+    )
+    yield from ((key, name) for key, name in named if name)
 
 
 def within(place: str, error: ValueError) -> ValueError:
@@ -383,9 +490,22 @@ def made_process(config: Process) -> dosde.Process:
     return dosde.Process(schedules[config.schedule](), shifts[config.shift]())
 
 
-def made_degradation(config: Data) -> DegradationParameters:
-    """The degradation of a table [data], to 1/scale."""
-    return dataclasses.replace({"bicubic": BICUBIC, "real-esrgan": REAL_ESRGAN}[config.degradation], scale=config.scale)
+def made_degradation(config: Data) -> DegradationParameters | Own:
+    """The degradation of a table [data], to 1/scale.
+
+    Raises:
+        Refused: its name names neither a function nor parameters of a degradation.
+    """
+    if config.degradation in _DEGRADATIONS:
+        return dataclasses.replace(_DEGRADATIONS[config.degradation], scale=config.scale)
+    own = Own(config.degradation, config.scale)
+    found = own.found
+    if isinstance(found, DegradationParameters):
+        return dataclasses.replace(found, scale=config.scale)
+    if not callable(found) or isinstance(found, type):
+        needed = "a function (hr, generator) -> lr, or a backbones.pictures.degradation.Degradation, is needed"
+        raise Refused("data.degradation", config.degradation, needed)
+    return own
 
 
 def made_samples(config: Data, seed: int) -> Samples:
@@ -400,6 +520,8 @@ def made_samples(config: Data, seed: int) -> Samples:
             source: Source
             if one.kind == "folder":
                 source = Folder(one.path, config.crop, one.small, config.shrink)
+            elif one.kind == "pairs":
+                source = Pairs(one.hr, one.lr, config.crop, config.scale, one.small)
             elif one.kind == "bundled":
                 source = Bundled(config.crop, shrink=config.shrink, names=one.names)
             else:

@@ -1,6 +1,6 @@
 """Pictures to train on, square and in colour, each a function of (seed, epoch, index) whatever the number of workers.
 
-A source makes the picture with a number from a generator: `Folder`, `Bundled`, `Procedural`, or `Mixed` of them.
+A source makes the picture with a number from a generator: `Folder`, `Pairs`, `Bundled`, `Procedural`, or `Mixed` of them.
 `Samples` is the data set of a source for torch's DataLoader, with the low-resolution picture where a degradation is given, and
 `Order` the endless, resumable order in which to draw from it:
 
@@ -14,22 +14,25 @@ A source makes the picture with a number from a generator: `Folder`, `Bundled`, 
 
 import importlib.util
 import math
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from backbones import named
 from backbones.pictures import io as images
 from backbones.pictures import procedural
 from backbones.pictures.degradation import Degradation, apply, sample
 from backbones.pictures.resize import bicubic
-from dosde.check import Refused
+from dosde.check import Refused, form
 
 TRAINED = {
     "skimage": (
@@ -61,6 +64,9 @@ HELD_OUT = {"skimage": ("chelsea.png", "coffee.png"), "sklearn": ("china.jpg",)}
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
+Made = Tensor | tuple[Tensor, Tensor]
+
+
 class Source(Protocol):
     """Pictures of one size."""
 
@@ -71,8 +77,8 @@ class Source(Protocol):
     def __len__(self) -> int:
         """The pictures of an epoch."""
 
-    def picture(self, index: int, generator: np.random.Generator) -> Tensor:
-        """(3, crop, crop), float32 in [0, 1], all chance from this generator."""
+    def picture(self, index: int, generator: np.random.Generator) -> Made:
+        """(3, crop, crop), float32 in [0, 1], all chance from this generator; or it and its lr, where the source has that."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class Samples(Dataset[dict[str, Tensor]]):
 
     Args:
         source: makes the pictures.
-        degradation: makes lr from hr; None: there is hr alone.
+        degradation: makes lr from hr, where the source has no lr; None: there is hr alone.
         seed: the seed of crops and degradations.
 
     Raises:
@@ -89,7 +95,7 @@ class Samples(Dataset[dict[str, Tensor]]):
     """
 
     source: Source
-    degradation: Degradation | None = None
+    degradation: "Degradation | Own | None" = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,11 +109,60 @@ class Samples(Dataset[dict[str, Tensor]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self.source):
             raise IndexError(f"index: {index} of {len(self.source)} pictures")
-        pictures = {"hr": self.source.picture(index, np.random.default_rng([self.seed, epoch, index, 0]))}
-        if self.degradation is not None:
-            drawn = sample(self.degradation, np.random.default_rng([self.seed, epoch, index, 1]))
-            pictures["lr"] = apply(pictures["hr"], drawn)
-        return pictures
+        made = self.source.picture(index, np.random.default_rng([self.seed, epoch, index, 0]))
+        if isinstance(made, tuple):
+            return {"hr": made[0], "lr": made[1]}
+        if self.degradation is None:
+            return {"hr": made}
+        return {"hr": made, "lr": degraded(made, self.degradation, np.random.default_rng([self.seed, epoch, index, 1]))}
+
+
+@dataclass(frozen=True)
+class Own:
+    """A degradation of a user's, which is found by its name in every process.
+
+    Args:
+        name: "package.module:name" of a function (hr, generator) -> lr, from (3, height, width) in [0, 1] and a
+            torch.Generator to (3, height/scale, width/scale). What leaves [0, 1] a little is clamped.
+        scale: the scale.
+    """
+
+    name: str
+    scale: int
+
+    @property
+    def found(self) -> Any:
+        """The function."""
+        return named.found("data.degradation", self.name)
+
+    def __call__(self, hr: Tensor, generator: torch.Generator) -> Tensor:
+        """lr.
+
+        Raises:
+            Refused: the function fails, or returns something else.
+        """
+        try:
+            lr = self.found(hr.clone(), generator)
+        except Refused:
+            raise
+        except Exception as error:  # whatever a function of one's own does
+            raise Refused("data.degradation", self.name, "it fails", f"{self.name}: {named.said(error)}") from error
+        shape = (len(hr), *(side // self.scale for side in hr.shape[1:]))
+        if not isinstance(lr, Tensor) or tuple(lr.shape) != shape or not lr.is_floating_point():
+            needed = f"a floating tensor of shape {shape}, 1/data.scale of hr, is needed"
+            raise Refused("data.degradation", self.name, needed, f"{self.name} returned {form(lr)}")
+        low, high = lr.aminmax()
+        if not (low >= -1 and high <= 2):  # NaN, or 0 to 255
+            shown = f"{self.name} returned values from {low:g} to {high:g}"
+            raise Refused("data.degradation", self.name, "finite values from 0 to 1 are needed", shown)
+        return lr.detach().float().clamp(0, 1)
+
+
+def degraded(hr: Tensor, degradation: Degradation | Own, generator: np.random.Generator) -> Tensor:
+    """lr of a picture (3, height, width)."""
+    if isinstance(degradation, Own):
+        return degradation(hr, torch.Generator().manual_seed(int(generator.integers(2**63))))
+    return apply(hr, sample(degradation, generator))
 
 
 @dataclass(frozen=True)
@@ -180,6 +235,11 @@ class Folder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def files(self) -> list[Path]:
+        """What it reads."""
+        return self.paths
+
     def picture(self, index: int, generator: np.random.Generator) -> Tensor:
         """A crop of the picture with this number, or of another one where it cannot be read.
 
@@ -210,6 +270,162 @@ class Folder:
             self._broken.add(path)
             return None
         return colour[0].expand(3, -1, -1)
+
+
+class Pairs:
+    """Pictures of a folder and the same in low resolution, of another one (or of the same), cropped, mirrored and turned alike.
+
+    A pair is two files of one name, but for marks such as _HR, _LR4 or x4. A pair that cannot be read is named in a warning.
+
+    Args:
+        hr: the folder of high-resolution pictures, and the folders in it.
+        lr: the folder of the low-resolution ones.
+        crop: side of the squares of hr, a multiple of the scale.
+        scale: how many times as large hr is.
+        small: as of `Folder`.
+
+    Raises:
+        Refused: a folder has no pictures, a picture has no partner, or one of another size, or is too small.
+    """
+
+    def __init__(self, hr: Path | str, lr: Path | str, crop: int, scale: int, small: str = "refuse") -> None:
+        if small not in ("refuse", "skip"):
+            raise Refused("small", small, "'refuse' or 'skip' is needed")
+        self.crop, self.scale = _positive("crop", crop), _positive("scale", scale)
+        if crop % scale:
+            raise Refused("crop", crop, f"a multiple of the scale {scale} is needed")
+        pairs = matched(Path(hr), Path(lr), scale)
+        self.pairs: list[tuple[Path, Path]] = []
+        too_small: list[tuple[Path, Path]] = []
+        for large, little in pairs:
+            sizes = _size(large), _size(little)
+            if sizes[0] is None or sizes[1] is None:
+                continue
+            wanted = scale * sizes[1][0], scale * sizes[1][1]
+            if sizes[0] not in (wanted, wanted[::-1]):  # upright, or turned by what EXIF says
+                needed = f"{scale} times the size of its low resolution is needed, {wanted[0]}x{wanted[1]}"
+                raise Refused("hr", large, needed, f"{large} has {sizes[0][0]}x{sizes[0][1]} pixels")
+            (self.pairs if min(sizes[0]) >= crop else too_small).append((large, little))
+        if too_small and small == "refuse":
+            shown = f"{len(too_small)} of {len(pairs)} pictures are smaller than the crop {crop}: {_listed(too_small)}"
+            raise Refused("hr", hr, "larger pictures, or small = 'skip', are needed", shown)
+        self.skipped = len(too_small)
+        if not self.pairs:
+            raise Refused("hr", hr, f"none of {len(pairs)} pairs can be read and is as large as the crop {crop}")
+        self._broken: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def files(self) -> list[Path]:
+        """What it reads."""
+        return [path for pair in self.pairs for path in pair]
+
+    def picture(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Crops of the pair with this number, or of another one where it cannot be read.
+
+        Raises:
+            Refused: no pair can be read.
+        """
+        found = self._read(*self.pairs[index])
+        if found is None:
+            for other in generator.permutation(len(self.pairs)):
+                found = self._read(*self.pairs[other])
+                if found is not None:
+                    break
+            else:
+                shown = f"none of {len(self.pairs)} pairs can be read, {self.pairs[index][0]} among them"
+                raise Refused("hr", self.pairs[index][0], "pictures that can be read are needed", shown)
+        (hr, lr), scale, side = found, self.scale, self.crop // self.scale
+        y, x = (int(generator.integers(n - side + 1)) for n in lr.shape[1:])
+        turns, mirror = int(generator.integers(4)), bool(generator.integers(2))
+        made = []
+        for picture, s in ((hr, scale), (lr, 1)):
+            square = picture[:, s * y : s * (y + side), s * x : s * (x + side)]
+            square = torch.rot90(square, turns, (1, 2))
+            made.append((square.flip(2) if mirror else square).contiguous())
+        return made[0], made[1]
+
+    def _read(self, large: Path, little: Path) -> tuple[Tensor, Tensor] | None:
+        if large in self._broken:
+            return None
+        try:
+            return read_pair(large, little, self.scale)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever is wrong with a file costs that pair alone
+            _warn(large, error)
+            self._broken.add(large)
+            return None
+
+
+def read_pair(large: Path, little: Path, scale: int) -> tuple[Tensor, Tensor]:
+    """hr and lr, whole, (3, height, width).
+
+    Raises:
+        OSError, ValueError: one of them cannot be read, or has another size.
+    """
+    hr, lr = (images.read(path).colour[0].expand(3, -1, -1) for path in (large, little))
+    if list(hr.shape[1:]) != [scale * side for side in lr.shape[1:]]:
+        sizes = " and ".join(f"{p.shape[2]}x{p.shape[1]}" for p in (hr, lr))
+        raise Refused("hr", large, f"{scale} times the size of its low resolution is needed", f"{large}, {little}: {sizes}")
+    return hr, lr
+
+
+def matched(hr: Path, lr: Path, scale: int) -> list[tuple[Path, Path]]:
+    """The pairs of two folders, in the order of hr: of equal names, or of names that are equal without their marks.
+
+    Marks are _HR, _GT, _LR, _LQ, a number after them, and x4; a mark of another scale than this one belongs to no pair.
+
+    Raises:
+        Refused: a folder has no pictures, or a picture has no partner, or several.
+    """
+    names = []
+    for key, root in (("hr", hr), ("lr", lr)):
+        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+        if not paths:
+            raise Refused(key, root, "it holds no pictures" if root.is_dir() else "there is no such folder")
+        names.append({path: path.relative_to(root).with_suffix("").as_posix() for path in paths})
+    large, little = names
+    if hr.resolve() == lr.resolve():
+        lows = re.compile(r"[_-](LR|LQ)|[_-]?x\d+$", re.IGNORECASE)
+        large = {path: name for path, name in large.items() if not lows.search(name.rpartition("/")[2])}
+        little = {path: name for path, name in little.items() if path not in large}
+    elif sorted(large.values()) == sorted(little.values()) and len(set(large.values())) == len(large):
+        of = {name: path for path, name in little.items()}
+        return [(path, of[name]) for path, name in large.items()]
+    partners: dict[str, list[Path]] = {}
+    for path, name in little.items():
+        bare, number = _bare(name)
+        if number in ("", str(scale)):
+            partners.setdefault(bare, []).append(path)
+    pairs = [(path, found) for path, name in large.items() for found in partners.get(_bare(name)[0], [])]
+    counts = Counter([path for pair in pairs for path in pair])
+    for key, root, own in (("hr", hr, list(large)), ("lr", lr, [path for some in partners.values() for path in some])):
+        alone, several = [path for path in own if not counts[path]], [path for path in own if counts[path] > 1]
+        if alone or several:
+            said = "have no partner" if alone else "have several partners"
+            shown = (
+                f"{len(alone or several)} of {len(own)} pictures of {root} {said}: {_listed([(p,) for p in alone or several])}"
+            )
+            needed = f"a file of the same name is needed, but for marks such as _HR, _LR{scale}, x{scale}"
+            raise Refused(key, root, needed, shown)
+    return pairs
+
+
+_MARKS = re.compile(r"([_-](HR|GT|LR|LQ)|([_-]?x(?P<x>\d+))|(?<=[RQrq])(?P<n>\d+))+$", re.IGNORECASE)
+
+
+def _bare(name: str) -> tuple[str, str]:
+    """A name without its marks, and the scale that they say, or nothing."""
+    found = _MARKS.search(name)
+    return (name, "") if found is None else (name[: found.start()], found["x"] or found["n"] or "")
+
+
+def _listed(paths: Sequence[tuple[Path, ...]]) -> str:
+    """The names of some files."""
+    return ", ".join(some[0].name for some in paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 class Bundled:
@@ -303,7 +519,7 @@ class Mixed:
     def __len__(self) -> int:
         return self.length
 
-    def picture(self, index: int, generator: np.random.Generator) -> Tensor:
+    def picture(self, index: int, generator: np.random.Generator) -> Made:
         """A picture of one of the sources."""
         source = self.sources[generator.choice(len(self.sources), p=self.shares)]
         return source.picture(int(generator.integers(len(source))), generator)

@@ -13,6 +13,7 @@ import torch
 from backbones import whole
 from backbones.pictures import io as images
 
+from .record import BOARD, LOG, VALIDATION, Record
 from .validation import Row
 
 
@@ -20,23 +21,26 @@ class Logs:
     """log.jsonl, TensorBoard where it is installed, validation pictures, and a bar with the loss and the time left.
 
     Args:
-        out: the folder of the run.
+        record: what the run writes, and where.
         first: the steps that were done before.
         progress: whether a bar and the results of validations are printed.
         steps: the steps of the whole run.
     """
 
-    def __init__(self, out: Path, first: int, progress: bool, steps: int) -> None:
+    def __init__(self, record: Record, first: int, progress: bool, steps: int) -> None:
         from tqdm import tqdm
 
-        self.out, self.start, self.first, self.progress = out, time.perf_counter(), first, progress
-        path = out / "log.jsonl"
+        self.record, self.start, self.first, self.progress = record, time.perf_counter(), first, progress
+        path = record.out / LOG
+        record.add(LOG)
         kept = [line for line in _lines(path) if line["step"] <= first]  # what came after the checkpoint comes again
         with whole.file(path) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a", buffering=1)
         self.bar = tqdm(total=steps, initial=first, unit="step", disable=not (progress and sys.stderr.isatty()))
-        self.board = _board(out / "tensorboard", first)
+        before = set((record.out / BOARD).glob("*"))
+        self.board = _board(record.out / BOARD, first)
+        record.add(*(f"{BOARD}/{path.name}" for path in (record.out / BOARD).glob("*") if path not in before))
 
     def step(self, step: int, loss: float, rate: float, norm: float, write: bool) -> None:
         """Reports a step of the optimizer: on the bar, and in the log if `write`."""
@@ -58,9 +62,13 @@ class Logs:
             self._write({"step": step, "solve_steps": n, "psnr": psnr, "ssim": ssim, "pictures": each}, numbers)
             if self.progress:
                 self.bar.write(f"step {step}: {n} solver steps, PSNR {psnr:.2f} dB, SSIM {ssim:.4f}", file=sys.stdout)
+
+        def name_of(row: Row) -> str:
+            return f"{VALIDATION}/{step:08d}_{row.name}_{row.steps}.png"
+
+        self.record.add(*map(name_of, rows))
         for row in rows:
-            path = self.out / "validation" / f"{step:08d}_{row.name}_{row.steps}.png"
-            images.write(path, images.Picture(row.picture, None, 8, None))
+            images.write(self.record.out / name_of(row), images.Picture(row.picture, None, 8, None))
             if self.board is not None:
                 self.board.add_image(f"{row.name}/{row.steps}", row.picture[0], step)
 

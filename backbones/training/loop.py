@@ -10,7 +10,8 @@ Everything random in step k is a function of (seed, k, number of the sample): se
 import contextlib
 import json
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from dosde.check import Refused
 from .config import Config, Optimizer, made_samples, within
 from .log import Logs
 from .pixels import Embedded
-from .run import earlier, prepare
+from .record import PIPELINE, Record
+from .run import earlier, prepare, result_of
 from .state import Average, check_shapes, in_precision, reshard, restore, save, state_of, weights_of_model
+from .stop import Interrupted, Stop, undisturbed
 from .stream import Share, Stream, placed, seed_of
 from .task import Network, Task
 from .validation import Validator, made_validator
@@ -44,6 +47,10 @@ def made(config: Config) -> Task:
         from .sd21 import SD21
 
         return SD21(config)
+    if config.task == "resshift":
+        from .resshift import ResShift
+
+        return ResShift(config)
     return Embedded(config)
 
 
@@ -65,8 +72,15 @@ def train(
     Raises:
         ValueError: something is wrong, and nothing has started (mostly a `dosde.check.Refused`).
         Stopped: the run has ended early; the last checkpoint is whole.
+        Interrupted: Ctrl-C or SIGTERM has ended it, after a checkpoint of the step that was under way. A second Ctrl-C ends
+            it at once.
         OSError: a file cannot be written; the last checkpoint is whole.
     """
+    with Stop() as stop:
+        return _trained(config, start, task, progress, stop)
+
+
+def _trained(config: Config, start: str, task: Callable[[Config], Task], progress: bool, stop: Stop) -> Path:
     from accelerate import Accelerator
 
     # The parts. Until `prepare` nothing is written, and what cannot work is refused.
@@ -91,22 +105,37 @@ def train(
     average = Average(model, config.ema.decay, config.ema.warmup)
     stream = Stream(loaded, config.seed, job.noise_shapes)
     _try_out(job, network, model, stream, validator, device)
-    first = 0
+    first, validated = 0, True
     if before is not None:
-        first = before.step
+        first, validated = before.step, before.validated
         restore(model, optimizer.optimizer, average, before.tensors, job.trainable)
         before = None  # which holds as much memory as the run
-    if main:
-        prepare(out, start)
+    record = prepare(out, start) if main else None
     accelerator.wait_for_everyone()
     share = Share(len(loaded), config.seed, config.batch, config.accumulate, rank, world, first, config.steps)
     pinned = device.type == "cuda"
-    batches = iter(DataLoader(stream, batch_sampler=share, num_workers=config.data.workers, pin_memory=pinned))
-    logs = Logs(out, first, progress, config.steps) if main else None
+    workers: dict[str, Any] = {"num_workers": config.data.workers, "worker_init_fn": undisturbed}
+    batches = iter(DataLoader(stream, batch_sampler=share, pin_memory=pinned, **workers))
+    logs = Logs(record, first, progress, config.steps) if record is not None else None
+
+    def validate(step: int) -> int:
+        """Validates the averages after a step, if that is due; the signal that has cut it off, or 0."""
+        if not validator.pictures or (step < config.steps and step % config.validation.every):
+            return 0
+        with average.in_place():
+            rows = validator.rows(job, network, model, device, lambda: stop.agreed(accelerator))
+        if rows is None:
+            return stop.agreed(accelerator)
+        if logs is not None:
+            logs.validation(step, rows)
+        return 0
 
     # The loop.
     saved = done = first
+    stop.waits = True
     try:
+        if not validated and (number := validate(first)):
+            raise Interrupted(number, _said(number, first))
         for step in range(first, config.steps):
             rate = learning_rate(config.optimizer, step, config.steps)
             for group in optimizer.param_groups:
@@ -120,7 +149,8 @@ def train(
                     losses = job.losses(network, batch)
                     accelerator.backward(losses.mean() / config.accumulate)
                 parts.append(losses.detach())
-            loss = float(accelerator.gather(torch.cat(parts)).double().mean())
+            gathered = accelerator.gather(torch.cat([*parts, parts[0].new_tensor([stop.number])])).reshape(world, -1)
+            loss, number = float(gathered[:, :-1].flatten().double().mean()), int(gathered[:, -1].max())
             norm: Any = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip or math.inf)
             norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -135,19 +165,20 @@ def train(
             last = done == config.steps
             if logs is not None:
                 logs.step(done, loss, rate, norm, last or done % config.log_every == 0)
-            if validator.pictures and (last or done % config.validation.every == 0):
-                with average.in_place():
-                    rows = validator.rows(job, network, model, device)
-                if logs is not None:
-                    logs.validation(done, rows)
-                del rows
-            if last or done % config.checkpoint.every == 0:
+            validated = not number
+            if not number:
+                number = validate(done)
+                validated = not number
+            if last or number or done % config.checkpoint.every == 0:
                 state = state_of(model, optimizer.optimizer, average)
-                if main:
-                    save(out, done, state, plain, config.checkpoint.keep)
+                if record is not None:
+                    save(record, done, state, plain, config.checkpoint.keep, validated)
                 saved = done
                 del state
                 accelerator.wait_for_everyone()
+            if number:
+                raise Interrupted(number, _said(number, done))
+        stop.waits = False
     except (ValueError, RuntimeError) as error:  # of a solve, the data, the device
         lines = str(error).strip().splitlines() or [type(error).__name__]
         # A worker's error is its whole traceback, which says in its last line what was wrong.
@@ -161,12 +192,38 @@ def train(
         tensors = weights_of_model(model)
     metadata = {"format": "pt", "step": str(config.steps), "config": json.dumps(plain)}
     try:
-        result = job.save(tensors, out, metadata) if main else out
+        result = out if record is None else saved_result(job, tensors, record, metadata, result_of(config))
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Stopped(f"the result cannot be written ({reason}); the checkpoint of step {saved} stays") from error
     accelerator.wait_for_everyone()
     return result
+
+
+def _said(number: int, step: int) -> str:
+    return f"stopped by {signal.Signals(number).name}: the checkpoint of step {step} is saved, and --resume goes on from it"
+
+
+def saved_result(
+    job: Task, tensors: Mapping[str, Tensor], record: Record, metadata: Mapping[str, str], name: str | None
+) -> Path:
+    """Writes the result in the place of an earlier one, and returns its place.
+
+    Args:
+        job: the task.
+        tensors: the averaged weights.
+        record: what the run writes, and where.
+        metadata: what the file says beside its tensors.
+        name: the name of the result in the folder, if it is known.
+    """
+    if name == PIPELINE:
+        record.remove(record.within(PIPELINE))
+    elif name is not None:
+        record.add(name)
+    place = job.save(tensors, record.out, metadata)
+    if name == PIPELINE:
+        record.add_folder(PIPELINE)
+    return place
 
 
 def made_optimizer(network: nn.Module, wanted: Optimizer) -> torch.optim.Optimizer:
@@ -204,7 +261,8 @@ def _try_out(job: Task, network: Network, model: nn.Module, stream: Stream, vali
     try:
         sample = default_collate([stream[0, 0, 0]])
     except ValueError as error:
-        raise within("data.sources", error) from None
+        known = isinstance(error, Refused) and error.argument.startswith("data.")
+        raise (error if known else within("data.sources", error)) from None
     batch: dict[str, Tensor] = placed(sample, device)
     model.eval()
     tried = "model, objective: the loss of a sample"

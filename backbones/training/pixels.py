@@ -1,11 +1,9 @@
 """The task `embedded`: a pixel network (x, x_hat0, t) -> what `predicts` names; x_hat0 is LR, brought to the size of HR."""
 
 import functools
-import importlib
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import dosde
-from backbones import embedded
+from backbones import embedded, named
 from backbones.embedded import source
+from backbones.embedded.network import NETWORK, configured
 from backbones.weights import check, weights_of, write
-from dosde import presets
 from dosde.check import Refused
 from dosde.prediction import Predicts
 
-from .config import Config, Process, Times, made_process, within
+from .config import Config, Times, made_process, within
 from .task import Batch, Loss, Network
 
 
@@ -43,18 +41,22 @@ class Embedded:
         network: Callable[..., nn.Module] | None = None,
         save: Callable[[nn.Module, Path], Path] | None = None,
     ) -> None:
-        own = _own_network(config.process) if config.model.network == _OWN else None
+        own = None
+        if config.model.network == NETWORK:
+            process = asdict(config.process)
+            configured({}, process)  # refused where the backbone does not have such a process
+            own = functools.partial(_network, process)
         if own is not None and config.data.scale != 4:
-            raise Refused("data.scale", config.data.scale, f"4 is needed for {_OWN}")
+            raise Refused("data.scale", config.data.scale, f"4 is needed for {NETWORK}")
         self.process = made_process(config.process)
         if own is not None and config.objective.predicts != "x0":
-            raise Refused("objective.predicts", config.objective.predicts, f"x0 is needed for {_OWN}")
+            raise Refused("objective.predicts", config.objective.predicts, f"x0 is needed for {NETWORK}")
         self.predicts = cast(Predicts, config.objective.predicts)
         self.loss = Loss(self.process, config.objective, Times(self.process, config.objective))
         self.scale, self.batch, self.accumulate = config.data.scale, config.batch, config.accumulate
         self.noise_shapes: tuple[tuple[int, ...], ...] = ((3, config.data.crop, config.data.crop),)
-        make = network or own or _named("model.network", config.model.network)
-        self._save = _named("model.save", config.model.save) if save is None and config.model.save else save
+        make = network or own or _called("model.network", config.model.network)
+        self._save = _called("model.save", config.model.save) if save is None and config.model.save else save
         self._make, self._model, self._seed = make, config.model, config.seed
         self.trainable = self._made()
         if not isinstance(self.trainable, nn.Module) or not any(p.requires_grad for p in self.trainable.parameters()):
@@ -109,7 +111,7 @@ class Embedded:
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         path = folder / "weights.safetensors"
-        if self._save is not None or self._model.network == _OWN:
+        if self._save is not None or self._model.network == NETWORK:
             network = self._made()
             network.load_state_dict(tensors)
             if self._save is not None:
@@ -122,52 +124,20 @@ class Embedded:
         return path
 
 
-_OWN = "backbones.embedded:Network"
+def _network(process: Mapping[str, Any], **options: Any) -> nn.Module:
+    return embedded.Network(configured(options, process))
 
 
-def _own_network(process: Process) -> Callable[..., nn.Module]:
-    """What makes `embedded.Network` from the options of its `Config`, with the process of [process], which its file holds too.
-
-    Raises:
-        Refused: the backbone embedded does not have such a process.
-    """
-    if process.kind == "dossr" or (process.kind == "vp" and process.shift == "linear"):
-        what = process.kind if process.kind == "dossr" else f"a {process.shift} shift"
-        raise Refused("process", process, f"vp with a cosine shift or none, resshift, or flow, is needed for {_OWN}", what)
-    if process.kind == "flow" and process.kappa == 0:
-        raise Refused("process.kappa", 0, f"above 0 is needed for {_OWN}, for `dosde upscale` solves processes with noise")
-    if process.kind == "vp":
-        t1 = None if process.shift == "none" else process.t1
-        kept = embedded.ProcessConfig("domain_shift", {"schedule": process.schedule, "t1": t1})
-    elif process.kind == "resshift":
-        kept = embedded.ProcessConfig("resshift", {"T": process.T, "eta_min": presets.RESSHIFT_ETA_MIN[process.T]})
-    else:
-        kept = embedded.ProcessConfig("flow", {"kappa": process.kappa})
-
-    return functools.partial(_network, kept)
-
-
-def _network(process: embedded.ProcessConfig, **options: Any) -> nn.Module:
-    return embedded.Network(embedded.Config(**options, process=process))
-
-
-def _named(key: str, name: str) -> Callable[..., Any]:
-    """The function or class that "package.module:name" names.
-
-    Args:
-        key: the key of the config, for errors.
-        name: its value.
+def _called(key: str, name: str) -> Callable[..., Any]:
+    """The function or class that a key of the config names; by its name, so that a task can be pickled.
 
     Raises:
         Refused: there is no such thing.
     """
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:  # as for python -m
-        sys.path.append(os.getcwd())
-    try:
-        found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except Exception as error:  # whatever the module does
-        raise Refused(key, name, f"'package.module:name' of something importable is needed ({error})") from None
-    if not callable(found):
+    if not callable(named.found(key, name)):
         raise Refused(key, name, "a function or a class is needed")
-    return cast(Callable[..., Any], found)
+    return functools.partial(_call, key, name)
+
+
+def _call(key: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    return named.found(key, name)(*args, **kwargs)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import dosde
-from backbones import whole
+from backbones import named, whole
 from backbones.pictures.resize import bicubic
 from backbones.sd21 import parts
 from backbones.sd21.backbone import quiet
@@ -30,7 +30,9 @@ from backbones.sd21.pipeline import DoSSRPipeline
 from backbones.weights import read_safetensors, write
 from dosde.check import Refused
 
-from .config import Config, Times
+from . import digest
+from .config import Config, Times, within
+from .data import Own, Samples
 from .task import Batch, Loss, Network
 
 
@@ -49,7 +51,9 @@ class SD21:
         try:
             self.pipe = pipe = DoSSRPipeline.from_pretrained(config.sd21.weights, dtype=torch.float32)
         except Refused as error:
-            raise (error.under("sd21.weights") if error.argument == "weights" else error) from None
+            raise (error.under("sd21.weights") if error.argument == "weights" else within("sd21.weights", error)) from None
+        except Exception as error:  # of diffusers, on a folder that is not whole: of many kinds, and of many lines
+            raise Refused("sd21.weights", config.sd21.weights, f"it cannot be loaded ({named.said(error)})") from error
         predicts, crop = pipe.scheduler.predicts, config.data.crop
         if config.objective.predicts != predicts:
             raise Refused("objective.predicts", config.objective.predicts, f"{predicts!r}, as the pipeline's, is needed")
@@ -59,7 +63,11 @@ class SD21:
         self.loss = Loss(self.process, config.objective, Times(self.process, config.objective))
         self.wanted, self.scale, self.bf16 = config.sd21, config.data.scale, config.precision == "bf16"
         self.validates = bool(config.validation.every)
-        self.fingerprint = _fingerprint(config)
+        # What cached latents depend on; a cache knows the weights and the pictures by content, wherever they lie.
+        self.fingerprint: dict[str, Any] = {}
+        if config.sd21.cache:
+            encoders = (pipe.vae, pipe.hint_encoder, pipe.preprocessor)
+            self.fingerprint = {"weights": [digest.of_module(encoder) for encoder in encoders], **_settings(config)}
         side = crop // pipe.factor
         self.noise_shapes: tuple[tuple[int, ...], ...] = ((int(pipe.vae.config.latent_channels), side, side),) * 2
         for module in pipe.components.values():
@@ -85,8 +93,10 @@ class SD21:
         known = pipe.prompts is not None and pipe.prompts(own.prompt) is not None
         if not own.cache or known:
             return pipe.encode_prompt(own.prompt, "sd21.prompt")
-        digest = hashlib.sha256(f"{own.weights}\n{own.prompt}".encode()).hexdigest()[:16]
-        path = Path(own.cache) / f"prompt_{digest}.safetensors"
+        assert pipe.folder is not None
+        files = [path for name in ("text_encoder", "tokenizer") for path in sorted((pipe.folder / name).rglob("*"))]
+        tower = [digest.of_files(filter(Path.is_file, files)), str(pipe.unet.dtype), own.prompt]
+        path = Path(own.cache) / f"prompt_{hashlib.sha256(json.dumps(tower).encode()).hexdigest()[:16]}.safetensors"
         if path.exists():
             return read_safetensors(path)[0]["context"].to(pipe.unet.device, pipe.unet.dtype)
         context = pipe.encode_prompt(own.prompt, "sd21.prompt")
@@ -98,9 +108,18 @@ class SD21:
         if not self.wanted.cache:
             return samples
         cached = Cached(samples, Path(self.wanted.cache), self.wanted.cache_samples)
-        cached.prepare(self.fingerprint, rank)
+        refused: Exception | None = None
+        if rank == 0:
+            try:
+                cached.prepare(self._found(samples, rank), rank)
+            except (Refused, OSError) as error:
+                refused = error
         if dist.is_initialized():
             dist.barrier()  # no latents of another process before the folder is known to have none
+        if refused is not None:
+            raise refused
+        if rank != 0:
+            cached.prepare(self._found(samples, rank), rank)
         for number in range(rank, len(cached), world):
             if not cached.path(number).exists():
                 sample = cached.source(number)
@@ -111,6 +130,14 @@ class SD21:
                 if module is not None:
                     module.to("cpu")
         return cached
+
+    def _found(self, samples: Dataset[Batch], rank: int) -> dict[str, Any]:
+        """The fingerprint with the pictures, and with the function that makes them worse, if it is a user's."""
+        if not isinstance(samples, Samples):
+            return self.fingerprint
+        pictures = digest.of_pictures(samples.source, Path(self.wanted.cache), rank == 0)
+        own = samples.degradation if isinstance(samples.degradation, Own) else None
+        return {**self.fingerprint, "pictures": pictures, "degradation": own and digest.of_function(own.found)}
 
     @torch.no_grad()
     def encoded(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,11 +202,10 @@ class SD21:
         return pipe.finish(x0, made.reference)
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
-        """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it."""
+        """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it, where nothing is yet."""
         controlnet = parts.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
         before, path = self.pipe.folder, folder / "pipeline"
         assert before is not None
-        shutil.rmtree(path, ignore_errors=True)
         with whole.folder(path) as place:
             shutil.copytree(
                 before, place, dirs_exist_ok=True, ignore=lambda at, _: ["controlnet"] if Path(at) == before else []
@@ -225,13 +251,11 @@ class Cached(Dataset[Batch]):
         """
         path = self.folder / "cache.json"
         if path.exists():
-            if json.loads(path.read_text()) != fingerprint:
-                raise Refused(
-                    "sd21.cache",
-                    self.folder,
-                    "another folder is needed",
-                    f"{self.folder} holds latents of other data or weights",
-                )
+            known = json.loads(path.read_text())
+            if known != fingerprint:
+                other = [name for name in {**fingerprint, **known} if known.get(name) != fingerprint.get(name)]
+                shown = f"{self.folder} holds latents of other data or weights ({', '.join(other)})"
+                raise Refused("sd21.cache", self.folder, "another folder is needed", shown)
         elif rank == 0:
             if self.folder.is_dir() and any(self.folder.glob("0*.safetensors")):
                 raise Refused("sd21.cache", self.folder, "another folder is needed", f"{self.folder} holds other files")
@@ -243,11 +267,13 @@ class Cached(Dataset[Batch]):
         return read_safetensors(self.path(key[1]))[0]
 
 
-def _fingerprint(config: Config) -> dict[str, Any]:
-    """What cached latents depend on."""
+def _settings(config: Config) -> dict[str, Any]:
+    """The keys of a config that cached latents depend on; not the names of folders, whose content counts."""
     plain = config.plain()
     data = {name: value for name, value in plain["data"].items() if name != "workers"}
-    return {"weights": config.sd21.weights, "seed": plain["seed"], "data": data}
+    places = ("path", "hr", "lr")
+    data["sources"] = [{key: value for key, value in one.items() if key not in places} for one in data["sources"]]
+    return {"seed": plain["seed"], "data": data}
 
 
 def _resized(picture: Tensor, size: list[int]) -> Tensor:

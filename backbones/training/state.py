@@ -20,30 +20,39 @@ from torch import Tensor, nn
 from backbones.weights import Tensors, check, part, write
 from dosde.check import Refused
 
+from .record import CHECKPOINTS, Record
+
 
 def every(out: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run, (step, file) each, in the order of their steps."""
-    found = (out / "checkpoints").glob("*.safetensors")
+    found = (out / CHECKPOINTS).glob("*.safetensors")
     return sorted((int(path.stem), path) for path in found if re.fullmatch(r"\d+", path.stem))
 
 
-def save(out: Path, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], keep: int) -> None:
-    """Writes the checkpoint of a step, and then removes all but the last ones.
+def save(
+    record: Record, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], keep: int, validated: bool = True
+) -> None:
+    """Writes the checkpoint of a step, and then removes all but the last ones that the run wrote.
 
     Args:
-        out: the folder of the run.
+        record: what the run writes, and where.
         step: the step.
         tensors: what `state_of` returned.
         config: the config, of `Config.plain`.
         keep: the number of checkpoints that stay.
+        validated: whether the validation after this step, if there is to be one, has been made.
 
     Raises:
         OSError: the checkpoint cannot be written; then nothing has changed.
     """
     metadata = {"format": "pt", "step": str(step), "config": json.dumps(config)}
-    write(out / "checkpoints" / f"{step:08d}.safetensors", tensors, metadata)
-    for _, path in every(out)[:-keep]:
-        path.unlink(missing_ok=True)
+    if not validated:
+        metadata["validated"] = "no"
+    name = f"{CHECKPOINTS}/{step:08d}.safetensors"
+    record.add(name)
+    write(record.out / name, tensors, metadata)
+    own = [f"{CHECKPOINTS}/{path.name}" for _, path in every(record.out)]
+    record.remove([name for name in own if name in record.names][:-keep])
 
 
 class Average:

@@ -1,6 +1,6 @@
 """What is trained: a task has the network, computes the loss of each sample of a batch, and upscales pictures to validate.
 
-`pixels.Embedded` is one task, `sd21.SD21` the other. The loop (`loop.train`) knows no more than `Task`.
+`pixels.Embedded`, `sd21.SD21` and `resshift.ResShift` are the tasks. The loop (`loop.train`) knows no more than `Task`.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,8 @@
 """Validation: pictures that are upscaled by the averaged weights in some numbers of steps, and measured."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import dosde
-from backbones.pictures import degradation, metrics
 from backbones.pictures import io as images
+from backbones.pictures import metrics
 from dosde.check import Refused
 
 from .config import Data, Validation, made_degradation, within
-from .data import Folder, Procedural, held_out
+from .data import Folder, Procedural, degraded, held_out, matched, read_pair
 from .task import Network, Task
 
 _VALIDATION = 3  # stream of random numbers; `data` has 0 and 1, `stream` has 2
@@ -42,7 +43,9 @@ def validation_pictures(wanted: Validation, data: Data, seed: int) -> dict[str, 
     if wanted.crop < least:
         needed = f"{least} or more is needed, for SSIM without a border of data.scale"
         raise Refused("validation.crop", wanted.crop, needed)
-    pairs = {}
+    if wanted.lr:
+        return _of_folders(wanted, data.scale)
+    pairs, made = {}, made_degradation(data)
     for i, (name, picture) in enumerate(list(_whole(wanted, seed).items())[: wanted.count]):
         y, x = ((side - wanted.crop) // 2 for side in picture.shape[1:])
         if min(x, y) < 0:
@@ -50,10 +53,34 @@ def validation_pictures(wanted: Validation, data: Data, seed: int) -> dict[str, 
             raise Refused("validation.crop", wanted.crop, f"{name} has {sides} pixels, a smaller crop is needed")
         hr = picture[:, y : y + wanted.crop, x : x + wanted.crop].contiguous()
         generator = np.random.default_rng([seed, _VALIDATION, i, 1])
-        drawn = degradation.sample(made_degradation(data), generator)
-        pairs[name] = hr, degradation.apply(hr, drawn)
+        pairs[name] = hr, degraded(hr, made, generator)
     if not pairs:
         raise Refused("validation.pictures", wanted.pictures, "at least one picture is needed", repr(wanted.pictures))
+    return pairs
+
+
+def _of_folders(wanted: Validation, scale: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs of two folders, cropped to the square in their middle, where a pixel of LR begins."""
+    try:
+        found = matched(Path(wanted.pictures), Path(wanted.lr), scale)[: wanted.count]
+    except Refused as error:
+        raise within("validation.lr" if error.argument == "lr" else "validation.pictures", error) from None
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for large, little in found:
+        try:
+            hr, lr = read_pair(large, little, scale)
+        except (ValueError, OSError) as error:
+            shown = f"{large} and {little.name} cannot be used ({error})"
+            raise Refused("validation.pictures", large, "pairs of pictures are needed", shown) from None
+        side = wanted.crop // scale
+        y, x = ((n - side) // 2 for n in lr.shape[1:])
+        if min(x, y) < 0:
+            needed = f"{large.name} has {hr.shape[2]}x{hr.shape[1]} pixels, a smaller crop is needed"
+            raise Refused("validation.crop", wanted.crop, needed)
+        name = large.stem if large.stem not in pairs else "_".join(large.relative_to(wanted.pictures).parts)
+        squares = (p[:, s * y : s * (y + side), s * x : s * (x + side)] for p, s in ((hr, scale), (lr, 1)))
+        hr, lr = (square.contiguous() for square in squares)
+        pairs[name] = hr, lr
     return pairs
 
 
@@ -111,7 +138,14 @@ class Validator:
     seed: int
     border: int
 
-    def rows(self, job: Task, network: Network, model: nn.Module, device: torch.device) -> list[Row]:
+    def rows(
+        self,
+        job: Task,
+        network: Network,
+        model: nn.Module,
+        device: torch.device,
+        stopped: Callable[[], object] = lambda: False,
+    ) -> list[Row] | None:
         """All pictures by all numbers of steps.
 
         Args:
@@ -119,12 +153,15 @@ class Validator:
             network: the network as the task calls it.
             model: the module below it, which is in evaluation mode meanwhile.
             device: the device of the network.
+            stopped: asked before each picture; if it says so, there are no rows.
         """
         rows = []
         model.eval()
         try:
             for name, (hr, lr) in self.pictures.items():
                 for steps in self.steps:
+                    if stopped():
+                        return None
                     noise = torch.Generator().manual_seed(self.seed)
                     order = min(self.order, steps)
                     with torch.no_grad():

@@ -37,7 +37,7 @@ from dosde.step import Method, Step
 from .networks import from_model as from_model
 
 _SHIFTS = ("dossr", "cosine", "linear", "none")
-_SPACINGS = ("dossr", "uniform", "few_step", "spaced", "linspace", "leading", "trailing")
+_SPACINGS = ("dossr", "uniform", "few_step", "table", "spaced", "linspace", "leading", "trailing")
 _THEIR_NAMES = {"epsilon": "vp_eps", "v_prediction": "v", "sample": "x0"}
 _VARIABLES = {"lam": expansion.lam, "log_lam": expansion.log_lam}
 _PLAIN = {"dos": (method.dos, 3), "resshift": (method.resshift, 1)}  # with the highest order
@@ -81,6 +81,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shift: eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
         t1: the time from which eta is 1.
         trained_etas: T values of eta instead.
+        kappa: with it, and trained_etas, alpha is 1 and sigma kappa sqrt(eta), in place of the betas: ResShift's process.
         prediction_type: the kind of prediction: vp_eps, x0, v, eps, residual, sigma_eps (see `dosde.prediction`), or in the
             words of diffusers epsilon, sample, v_prediction.
         solver: "dos" (the paper's, orders 1 to 3), "adams", "ode", "chain" (any order), "resshift" (1), or "few_step" (our
@@ -90,9 +91,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         tau: the noise of adams and few_step, 0 (the ODE) to 1 (the SDE). Default: 1, and 0 for few_step.
         corrector: of adams, ode and chain, one order more at no call.
         variable: of adams, ode and chain, the variable of the expansion, "lam" or "log_lam".
-        timestep_spacing: "dossr" (the released grid), "uniform" in t, "few_step"; "spaced" (diffusers: "linspace"), "leading"
-            and "trailing", indices below t1, then t = 0. Default: "few_step" for that solver, "dossr" for that shift, "spaced"
-            without a shift, else "uniform".
+        timestep_spacing: "dossr" (the released grid), "table" (`grid.table`), "uniform" in t, "few_step"; "spaced" (diffusers:
+            "linspace"), "leading" and "trailing", indices below t1 as those of DDIMScheduler, then t = 0. Default: "few_step"
+            for that solver, "dossr" for that shift, "table" with kappa, "spaced" without a shift, else "uniform".
         steps_offset: a number added to the indices of "leading".
 
     Raises:
@@ -123,6 +124,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shift: str = "dossr",
         t1: float = 0.5,
         trained_etas: Sequence[float] | None = None,
+        kappa: float | None = None,
         prediction_type: str = "vp_eps",
         solver: str = "dos",
         solver_order: int = 3,
@@ -143,12 +145,13 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if isinstance(steps_offset, bool) or not isinstance(steps_offset, int) or steps_offset < 0:
             raise Refused("steps_offset", steps_offset, "an integer >= 0 is needed")
         self.predicts: Predicts = _predicts(prediction_type)
-        self.process = Process(
-            schedule.from_alphas_cumprod(
-                torch.cumprod(1 - _betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas), 0)
-            ),
-            _shift(num_train_timesteps, shift, t1, trained_etas),
-        )
+        eta = _shift(num_train_timesteps, shift, t1, trained_etas)
+        if kappa is None:
+            betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas)
+            noise = schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0))
+        else:
+            noise = _noise(kappa, eta, trained_etas)
+        self.process = Process(noise, eta)
         self.method: Method = _method(solver, scale, tau, corrector, variable)
         self.timesteps = torch.arange(num_train_timesteps).flip(0)
         self.num_inference_steps: int | None = None
@@ -170,11 +173,13 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 consistency), or whose table is rescaled.
         """
         if isinstance(config, Mapping):
+            frozen = isinstance(config, FrozenDict)
             others = set(config) - cls._get_init_keys(cls) - {"_diffusers_version"}  # `_class_name`, if nothing else
-            if "solver" not in config and (others or isinstance(config, FrozenDict)):
-                _check_theirs({**config, **kwargs})
             # diffusers leaves out what were defaults there, and defaults here are others.
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
+            if "solver" not in config and (others or frozen):
+                _check_theirs({**config, **kwargs})
+                config = {name: _plain(value) for name, value in config.items() if name not in others}
         return super().from_config(config, *args, **kwargs)
 
     def __len__(self) -> int:
@@ -200,6 +205,8 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         T, t1 = len(self), self.config.t1
         if spacing == "dossr":
             return presets.dossr_times(steps, t1, T)
+        if spacing == "table":
+            return grid.table(T)(self.process, steps)
         if spacing == "uniform":
             return grid.uniform(self.process, steps)
         if spacing == "few_step":
@@ -266,6 +273,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Makes the solve begin at timesteps[begin_index], as on a grid that begins there."""
         times = self._set("set_begin_index")
+        if isinstance(begin_index, int) and begin_index == len(times) - 1:  # where img2img pipelines begin at a small strength
+            needed = f"0 to {len(times) - 2} is needed, so img2img pipelines need a strength of {1 / begin_index:.3g} or more"
+            raise Refused("begin_index", begin_index, needed, f"{begin_index}, which leaves none of {begin_index} steps")
         if isinstance(begin_index, bool) or not isinstance(begin_index, int) or not 0 <= begin_index < len(times) - 1:
             raise Refused("begin_index", begin_index, f"0 to {len(times) - 2} is needed")
         self._replan(times, begin_index)
@@ -273,8 +283,13 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The sample as it is."""
-        return sample
+        """The sample as it is; with kappa, as ResShift's networks see it (`presets.resshift_input_scale`)."""
+        if self.config.kappa is None:
+            return sample
+        if timestep is None:
+            raise Refused("timestep", None, "the timestep of the sample is needed, since the factor depends on it")
+        t = (float(timestep) + 1) / len(self)
+        return sample * presets.resshift_input_scale(self.process(t)).item()
 
     def start(self, noise: Tensor) -> Tensor:
         """(a + b) x_hat0 + sigma z, the first sample, in the dtype of x_hat0: z = noise, unit normal, in its shape."""
@@ -451,14 +466,17 @@ def _predicts(name: str) -> Predicts:
     return kind
 
 
+def _plain(value: object) -> object:
+    """An array, as diffusers has betas in it, as the list that files have."""
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+
+
 def _check_theirs(config: Mapping[str, Any]) -> None:
     """Refused for the config of a scheduler of diffusers that stands for another process."""
     names = [name for name in config if not name.startswith("_")]
     name = config.get("_class_name", f"one with {', '.join(names[:4])}")  # which configs in memory do not say
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
-        raise Refused(
-            "config", config, "the config of one with beta_schedule or trained_betas is needed", f"{name}, without betas"
-        )
+    if "beta_schedule" not in config:  # trained_betas of IPNDM are sigmas
+        raise Refused("config", config, "the config of one with beta_schedule is needed", f"{name}, without betas")
     plain: dict[str, object] = {"rescale_betas_zero_snr": False, "use_flow_sigmas": False, "snr_shift_scale": 1.0}
     plain |= {"sigma_min": None, "sigma_max": None, "timestep_type": "discrete"}
     for option, value in plain.items():
@@ -509,6 +527,15 @@ def _shift(T: int, name: str, t1: float, trained: Sequence[float] | None) -> shi
     return makers[name]()
 
 
+def _noise(kappa: float, eta: shift.Shift, trained_etas: Sequence[float] | None) -> schedule.Schedule:
+    """The noise of ResShift's process."""
+    if isinstance(kappa, bool) or not isinstance(kappa, int | float) or not 0 < kappa < math.inf:
+        raise Refused("kappa", kappa, "a positive number, or None, is needed")
+    if trained_etas is None:
+        raise Refused("kappa", kappa, "trained_etas are needed with it, ResShift's table", f"{kappa} without trained_etas")
+    return schedule.with_shift(eta, kappa)
+
+
 def _method(solver: str, scale: float | None, tau: float | None, corrector: bool, variable: str) -> Method:
     check.one_of("solver", solver, _SOLVERS)
     check.one_of("variable", variable, tuple(_VARIABLES))
@@ -535,6 +562,8 @@ def _method(solver: str, scale: float | None, tau: float | None, corrector: bool
 def _default_spacing(config: Mapping[str, Any]) -> str:
     if config["solver"] == "few_step":
         return "few_step"
+    if config["kappa"] is not None:
+        return "table"
     if config["trained_etas"] is not None:
         return "uniform"
     return {"dossr": "dossr", "none": "spaced"}.get(config["shift"], "uniform")

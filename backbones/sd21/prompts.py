@@ -1,0 +1,3 @@
+"""The prompt of the release."""
+
+PROMPT = "clean, high-resolution, 8k"
