@@ -31,7 +31,6 @@ from .denoiser import FromDenoiser, from_denoiser, tensor_in
 from .tables import betas
 
 KINDS = {"epsilon": "vp_eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
-_OWN = {"vp_eps": "vp_eps", "v": "v", "x0": "x0"}  # the words of our own scheduler
 _ONE = ("FluxTransformer2DModel", "ChromaTransformer2DModel")  # called with times in [0, 1], which they multiply by 1000
 
 
@@ -67,7 +66,7 @@ def path_of(scheduler: object, time: str = "nearest") -> Path:
     """
     config = _config(scheduler)
     name = str(config.get("_class_name", "") or type(scheduler).__name__)
-    if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas"):
+    if "FlowMatch" in name or config.get("use_flow_sigmas"):
         return _flow_path(config, name)
     if name.startswith("EDM"):
         return _edm_path(config)
@@ -91,6 +90,7 @@ def _table_path(config: Mapping[str, Any], name: str, time: str) -> Path:
             raise Refused(option, config[option], f"{value} is needed: a table of betas, in the config of {name}")
     T = int(config["num_train_timesteps"])
     trained = config.get("trained_betas")
+    trained = None if trained is None else torch.as_tensor(trained).tolist()
     first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)  # which a cosine does not need
     table = torch.cumprod(1 - betas(T, first, last, config["beta_schedule"], trained), 0)
     kind = config.get("prediction_type", "epsilon")

@@ -12,13 +12,11 @@ from dosde.check import Refused, RefusedType
 
 def listed(name: str, values: Sequence[float], T: int) -> Tensor:
     """T numbers of a config, as a float64 tensor."""
-    try:
-        table = torch.as_tensor(values, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise RefusedType(name, values, f"{T} numbers are needed") from None
-    if table.shape != (T,):
-        raise Refused(name, values, f"{T} numbers are needed, num_train_timesteps", f"shape {tuple(table.shape)}")
-    return table
+    if not isinstance(values, list | tuple):
+        raise RefusedType(name, values, f"a list of {T} numbers is needed", check.form(values))
+    if len(values) != T:
+        raise Refused(name, len(values), "as many are needed", f"{len(values)} values with num_train_timesteps = {T}")
+    return check.values(name, values, f"a list of {T} numbers")
 
 
 def betas(T: int, first: float, last: float, name: str, trained: Sequence[float] | None) -> Tensor:
