@@ -46,12 +46,33 @@ MODULES = [
     "check",
     "recipe",
     "objective",
+    "law",
+    "sde",
+    "transition",
+    "bridge",
+    "bisection",
+    "through",
 ]
 TESTS = (  # fast ones first; those of the edited module come before all
-    *("plans", "details", "step", "errors", "recipe", "memory", "schedule", "process", "prediction", "expansion", "solve"),
+    *(
+        "plans",
+        "details",
+        "step",
+        "errors",
+        "recipe",
+        "memory",
+        "schedule",
+        "process",
+        "prediction",
+        "expansion",
+        "law",
+        "bridge",
+    ),
+    *("through", "denoiser", "solve", "arguments"),
     *("objective", "noise", "parity", "cold", "reductions", "flow", "resshift", "few_steps", "orders"),
 )
 OF = {"srk": "details", "matching": "few_steps", "grid": "few_steps", "method": "step", "plan": "solve", "check": "errors"}
+OF |= {"sde": "process", "transition": "process", "bisection": "process"}
 SECONDS = 240  # after which an edit counts as noticed: it hangs
 OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,

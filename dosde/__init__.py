@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import (
+        bridge,
         check,
         cold,
         expansion,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         shift,
         srk,
         step,
+        tables,
     )
     from .check import Refused
     from .law import law
@@ -41,6 +43,7 @@ __all__ = [
     "Marginal",
     "Process",
     "Refused",
+    "bridge",
     "check",
     "cold",
     "expansion",
@@ -60,6 +63,7 @@ __all__ = [
     "solve",
     "srk",
     "step",
+    "tables",
 ]
 __version__ = "0.1.0"
 

@@ -253,6 +253,13 @@ def values(argument: str, value: object, needed: str) -> Tensor:
         raise RefusedType(argument, value, f"{needed} is needed") from None
 
 
+def betas(beta_min: float, beta_max: float, T: int) -> None:
+    """The first and the last beta of a table of T steps."""
+    ordered, shown = 0 < beta_min < beta_max < 1, f"{beta_min}, {beta_max}"
+    require(ordered, "beta_min, beta_max", (beta_min, beta_max), "0 < beta_min < beta_max < 1 is needed", shown)
+    require(T >= 1, "T", T, "a positive number of steps is needed")
+
+
 def alike(**tensors: Tensor) -> None:
     """Tensors of shapes that broadcast."""
     try:
@@ -260,6 +267,22 @@ def alike(**tensors: Tensor) -> None:
     except ValueError:
         shown = ", ".join(str(tuple(v.shape)) for v in tensors.values())
         raise Refused(", ".join(tensors), tensors, "one shape is needed", shown) from None
+
+
+def spread_of(value: object, x_hat0: object) -> None:
+    """A number >= 0, or a field of them that broadcasts against the source."""
+    s = values("spread", value, "a number, or a tensor that broadcasts against x_hat0,")
+    require(within(s, 0, math.inf), "spread", value, "finite values >= 0 are needed")
+    if s.ndim and isinstance(x_hat0, Tensor):
+        field("spread", "it is a field", tuple(s.shape), x_hat0)
+
+
+def differentiable(value: object, x_hat0: object) -> None:
+    """True, False or "checkpoint"; not False inside torch.func."""
+    ok = isinstance(value, bool) or value == "checkpoint"
+    require(ok, "differentiable", value, 'True, False or "checkpoint" is needed')
+    if isinstance(x_hat0, Tensor) and not value:
+        require(not transformed(x_hat0), "differentiable", value, "True is needed inside torch.func (vmap, grad, jvp)")
 
 
 def keywords(argument: str, value: object) -> None:
@@ -364,8 +387,14 @@ def path(process: "Process") -> None:
             require(ok, "shift", process.shift, needed, "at two times it is not what it is at each")
 
 
-def times(value: object, steps: int, instead: str = "") -> Tensor:
-    """steps + 1 decreasing times in [0, 1], as a float64 tensor."""
+def times(grid: object, process: object, steps: int) -> Tensor:
+    """What a grid, or a list of times, says: steps + 1 decreasing times in [0, 1], as a float64 tensor."""
+    value, instead = grid, "a function (process, steps) -> times, such as grid.karras(), or "
+    try:
+        value = grid(process, steps) if callable(grid) else grid
+    except TypeError as error:
+        shown = f"{describe(grid)} fails as (process, steps) -> times ({error})"
+        raise RefusedType("grid", grid, "grid.karras(), say, is needed", shown) from error
     try:
         t = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -408,7 +437,8 @@ def plan(value: object, method: object, steps: int, order: int, kind: type[S]) -
         require(1 <= len(step.new) <= most, "method", method, f"1 to {most} is needed, the outputs kept", shown)
         parts = (step.keep, step.hat, *step.new, step.noise)
         finite = all(bool(part.isfinite().all()) if isinstance(part, Tensor) else math.isfinite(part) for part in parts)
-        require(finite, "method", method, "finite coefficients are needed", f"step {i} is {step}")
+        if not finite:
+            raise Refused("method", method, "finite coefficients are needed", f"step {i} is {step}")
 
 
 # -- Tensors of the problem ---------------------------------------------------------------------------------------------------
@@ -420,7 +450,7 @@ def source(x_hat0: Tensor, field_shape: tuple[int, ...] = ()) -> None:
         raise RefusedType("x_hat0", x_hat0, "a floating tensor is needed", form(x_hat0))
     ok = x_hat0.ndim >= 1 and x_hat0.numel() > 0
     require(ok, "x_hat0", x_hat0, "a batch of at least one element is needed", form(x_hat0))
-    ok = bool(total(x_hat0).isfinite())
+    ok = transformed(x_hat0) or bool(total(x_hat0).isfinite())
     require(ok, "x_hat0", x_hat0, "finite values are needed", f"{form(x_hat0)} holds NaN or infinity")
     field("process", "eta is a field", field_shape, x_hat0)
 
@@ -496,6 +526,11 @@ def finite(totals: Sequence[Tensor], last: Tensor, times: Sequence[float], other
     raise Refused("model", math.nan, "finite values are needed", shown)
 
 
+def transformed(x: Tensor) -> bool:
+    """Whether a tensor is inside vmap, grad or jvp of torch.func, where it has no values to look at."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
 def writes(x: Tensor) -> int:
     """How often a tensor was written to; inference tensors do not count it."""
     return 0 if x.is_inference() else x._version
@@ -528,6 +563,7 @@ class Watched:
             shown = f"wrote to an earlier output at step {step}, t = {t:g}"
             raise Refused("model", self.model, "return a new tensor each time", shown)
         output(x_theta, x, step, t)
+        require(not transformed(x_theta), "differentiable", False, "True is needed inside torch.func (vmap, grad, jvp)")
         kept = itertools.islice(past, None if past.maxlen is None else past.maxlen - 1)  # for this step, beside the new one
         for age, earlier in enumerate(kept, 1):
             if x_theta.data_ptr() == earlier.data_ptr() != 0:

@@ -71,7 +71,7 @@ def solve(
         if value is not None or name != "callback":
             check.function(name, value, "a function is needed", check.form(value))
     even = torch.linspace(1, 0, check.count("steps", steps) + 1, dtype=torch.float64, device="cpu")
-    times = check.times(even if grid is None else grid, steps)
+    times = check.times(even if grid is None else grid, None, steps)
     check.source(x_hat0)
     source = x_hat0.to(state_dtype(x_hat0))
     _check_start(degrade, source)

@@ -15,6 +15,10 @@ v(lam) has one bend for all of them. The rms is 1.5 of the scale s, since what i
 earlier steps are in Y, so each step corrects what the last one left: no corrector is needed. The ridge is about the part of
 the residual by which networks err.
 
+Others fit Gaussian data too: times by frequency (Benita, Elad and Keshet 2025, arXiv 2502.00180; 2026, 2602.07715), or the
+covariance of each step by products with the Jacobian (Schioppa and Salimans 2026, 2605.13910). A network of the std of x0 given
+x_hat0 by pixel (Scholz and Turner 2025, 2507.09212) is a field of s.
+
 In the last step to lam = 0 the state has no weight: the result is made of outputs of the model alone, and directions of no
 width get no noise. Only where one output is all there is to go by (order 1, or one step) the state, or new noise, makes up for
 the std that is missing: y_t = x_theta + r (c (y_s - x_theta)/lam_s + sqrt(1 - c^2) z).

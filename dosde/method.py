@@ -24,7 +24,7 @@ from .expansion import Variable
 from .process import Marginal
 from .recipe import maker
 from .srk import srk as srk
-from .step import Array, stacked, steps
+from .step import Array, kept, stacked, steps
 from .step import Coefficient as Coefficient
 from .step import Method as Method
 from .step import Step as Step
@@ -175,7 +175,7 @@ def matched(scale: float | Tensor, tau: float = 0.0) -> Method:
 
     def method(marginals: Sequence[Marginal], order: int) -> list[Step]:
         m, order = stacked(marginals), check.count("order", order)
-        c = expansion.ratio(m.lam) ** tau**2
+        c = kept(m, expansion.ratio(m.lam) ** tau**2)
         inflation, shares, rest = matching.plan(m.lam, s, c, order)
         a, sigma = (v.reshape(len(v), *[1] * (inflation.ndim - v.ndim), *v.shape[1:]) for v in (m.a, m.sigma))
         level = sigma[1:] * inflation
@@ -197,7 +197,7 @@ def resshift(marginals: Sequence[Marginal], order: int = 1) -> list[Step]:
     """
     require(order == 1, "order", order, "resshift has order 1 only")
     m = stacked(marginals)
-    c = m.alpha[:-1] * m.sigma[1:] / (m.alpha[1:] * m.sigma[:-1])
+    c = kept(m, m.alpha[:-1] * m.sigma[1:] / (m.alpha[1:] * m.sigma[:-1]))
     shown = "resshift needs sigma/alpha to rise with t, as the chain of Eq. 3 does"
     require(bool((c <= 1 + 1e-9).all()), "method", resshift, "take dos or ode", shown)
     c = c.clamp(max=1)

@@ -70,7 +70,8 @@ def applied(method: Method, marginals: Sequence[Marginal], order: int | None, sc
     made = method(marginals, order)
     check.plan(made, method, steps, order, Step)
     plan = Plan(made, marginals)
-    check.amplification(sensitivity(plan), order)
+    with torch.no_grad():  # coefficients of a user's method may carry a graph
+        check.amplification(sensitivity(plan), order)
     scale = getattr(method, "scale", scale)
     if isinstance(scale, int | float) and marginals[0].sigma.any() and not marginals[0].a.ndim:
         check.spread(float(law(plan, scale).std), float(scale), steps)
@@ -85,21 +86,12 @@ def default_order(method: Method) -> int:
 
 def marginals(process: Process, steps: int, grid: Grid | Times | None = None) -> list[Marginal]:
     """The marginals of a process at the times of a grid, checked."""
-    times = _times(process, steps, grid)
+    times = check.times(_grid.uniform if grid is None else grid, process, steps)
     m = process(times.reshape(-1, *[1] * len(process.field_shape)))
     name, lam = ("lam", m.lam) if m.sigma.any() else ("b/a", m.b / m.a)  # without noise the source is what fades
     check.falling(grid, times, name, lam.reshape(steps + 1, -1), process.t1)
-    if m.sigma.any() and not (m.sigma[:-1] > 0).all():
-        i = int((m.sigma[:-1].reshape(steps, -1) <= 0).any(1).nonzero()[0])
+    silent = (m.sigma[:-1] <= 0) & (m.lam[:-1] < torch.inf)  # a bridge begins at its source, at lam = infinity
+    if m.sigma.any() and silent.any():
+        i = int(silent.reshape(steps, -1).any(1).nonzero()[0])
         raise Refused("grid", grid, "only the last time may", f"time {times[i]:g} at index {i} has sigma = 0")
     return [Marginal(*row) for row in zip(m.t.unbind(), m.a.unbind(), m.b.unbind(), m.sigma.unbind(), strict=True)]
-
-
-def _times(process: Process, steps: int, grid: Grid | Times | None) -> Tensor:
-    made: object = _grid.uniform if grid is None else grid
-    try:
-        made = made(process, steps) if callable(made) else made
-    except TypeError as error:
-        shown = f"{check.describe(grid)} fails as (process, steps) -> times ({error})"
-        raise RefusedType("grid", grid, "grid.karras(), say, is needed", shown) from error
-    return check.times(made, steps, "a function (process, steps) -> times, such as grid.karras(), or ")

@@ -20,13 +20,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import check, sde, transition
+from . import bisection, check, sde, transition
+from . import bridge as _bridge
 from . import shift as _shift
 from .check import Refused, RefusedType, describe, require
 from .recipe import ByValue
-from .schedule import Schedule, with_shift
+from .schedule import Schedule, ve, with_shift
 from .transition import Transition as Transition
 
+_brownian = ve(torch.sqrt)
 HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounded at the end
 
 
@@ -34,7 +36,7 @@ HALF = (torch.float16, torch.bfloat16)  # what is computed in float32 and rounde
 class Marginal(ByValue):
     """The law of x_t at time t: x_t | x0, x_hat0 ~ N(a x0 + b x_hat0, sigma^2 I) (Eq. 2).
 
-    All entries are float64 tensors on the host, 0-dim for one time and a scalar eta; times and a field eta broadcast.
+    All entries are float64 tensors on the host, 0-dim for one time without a field; times and fields of eta or sigma broadcast.
     """
 
     t: Tensor
@@ -44,13 +46,13 @@ class Marginal(ByValue):
 
     @property
     def lam(self) -> Tensor:
-        """The noise level of (x - b x_hat0)/a about x0: sigma / a. It is infinite where a = 0."""
-        return self.sigma / self.a
+        """The noise level of (x - b x_hat0)/a about x0: sigma / a. It is infinite where a = 0, with or without noise."""
+        return torch.where(self.a > 0, self.sigma / self.a, math.inf)
 
     @property
     def u(self) -> Tensor:
         """The clock of the reverse Brownian motion: 1 / lam^2. It is 0 where a = 0, and infinite at sigma = 0."""
-        return (self.a / self.sigma) ** 2
+        return torch.where(self.a > 0, (self.a / self.sigma) ** 2, 0.0)
 
     @property
     def alpha(self) -> Tensor:
@@ -66,7 +68,7 @@ class Process(ByValue):
 
     Args:
         schedule: t -> (alpha, sigma), made of torch operations.
-        shift: t -> eta, likewise; it may return a field.
+        shift: t -> eta, likewise; each of them may return a field.
 
     Raises:
         ValueError: if, on a probe of times, eta leaves [0, 1], eta or lam decreases, or alpha, sigma are not finite and >= 0.
@@ -87,7 +89,7 @@ class Process(ByValue):
             check.function(name, getattr(self, name), "a function of t is needed")
         check.path(self)
         if not hasattr(self.shift, "t1"):
-            object.__setattr__(self, "shift", _shift.Shift(self.shift, _first_time_of_one(self._eta)))
+            object.__setattr__(self, "shift", _shift.Shift(self.shift, bisection.first_time_of_one(self._eta)))
 
     def __repr__(self) -> str:
         return f"dosde.Process({describe(self.schedule)}, {describe(self.shift)})"
@@ -105,8 +107,8 @@ class Process(ByValue):
 
     @functools.cached_property
     def field_shape(self) -> tuple[int, ...]:
-        """The shape of eta at one time: () unless eta is a field."""
-        return tuple(self._eta(torch.tensor(0.5, dtype=torch.float64, device="cpu")).shape)
+        """The shape of a, b and sigma at one time: () unless eta or sigma is a field."""
+        return tuple(self.marginal(torch.tensor(0.5, dtype=torch.float64, device="cpu")).a.shape)
 
     def __call__(self, t: float | Tensor) -> Marginal:
         """The marginal at t in [0, 1]. A tensor t broadcasts against the field of eta, if there is one."""
@@ -123,7 +125,8 @@ class Process(ByValue):
         eta = self._eta(t)
         rest = getattr(self.shift, "rest", None)
         rest = 1 - eta if rest is None else rest(t)
-        return Marginal(t, alpha * rest, alpha * eta, sigma.expand(eta.shape))
+        zero = torch.zeros_like(eta) + torch.zeros_like(sigma) + torch.zeros_like(alpha)  # one shape
+        return Marginal(t, alpha * rest + zero, alpha * eta + zero, sigma + zero)
 
     def _eta(self, t: Tensor) -> Tensor:
         eta = torch.as_tensor(self.shift(t), dtype=torch.float64, device="cpu")
@@ -215,12 +218,7 @@ class Process(ByValue):
         least, most = self(0.0).lam, self(self.t1).lam
         inside = bool(((lam >= least) & (lam <= most)).all())
         require(inside, "lam", lam, f"this process has lam from {least:g} at t = 0 to {most:g} at t1")
-        low, high = torch.full_like(lam, 1e-300), torch.full_like(lam, self.t1)
-        for _ in range(80):  # first the exponent of t, then its digits
-            middle = torch.where(high > 2 * low, low.sqrt() * high.sqrt(), (low + high) / 2)
-            below = self(middle).lam < lam
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return torch.where(lam > least, high, 0.0)
+        return bisection.inverse(lambda t: self(t).lam, lam, least, self.t1)
 
 
 @check.typed
@@ -263,13 +261,19 @@ def flow(kappa: float = 0.0, shift: Callable[[Tensor], Tensor] | None = None) ->
     return Process(with_shift(eta, kappa, 1.0), eta)
 
 
-def _first_time_of_one(eta: Callable[[Tensor], Tensor]) -> float:
-    """The least t with eta(t) = 1 everywhere, by bisection; 1 if there is none."""
-    low, high = 0.0, 1.0
-    for _ in range(52):
-        middle = (low + high) / 2
-        if (eta(torch.tensor(middle, dtype=torch.float64, device="cpu")) == 1).all():
-            high = middle
-        else:
-            low = middle
-    return high
+@check.typed
+def bridge(schedule: Schedule | None = None, to_source: bool = False) -> Process:
+    """The bridge from x0 to the source of a plain diffusion on `schedule`, pinned at x_hat0 at t = 1 without noise.
+
+    Its equations, and the published bridges that it is, are in `dosde.bridge`.
+
+    Args:
+        schedule: t -> (alpha, sigma) with sigma(0) = 0. Default: Brownian motion, alpha = 1, sigma = sqrt(t).
+        to_source: whether the diffusion relaxes to x_hat0 (GOUB) and not to 0 (DDBM).
+
+    >>> m = bridge()(0.25)
+    >>> print(f"a {m.a}, b {m.b}, sigma {m.sigma:.3f}")
+    a 0.75, b 0.25, sigma 0.433
+    """
+    plain = _brownian if schedule is None else schedule
+    return Process(_bridge.schedule(plain, to_source), _bridge.shift(plain, to_source))

@@ -41,14 +41,14 @@ def linear(beta_min: float = 1e-4, beta_max: float = 0.02, T: int = 1000) -> Sch
     >>> print(f"{alpha:.4f} {sigma:.4f}")
     0.2812 0.9597
     """
-    _check_betas(beta_min, beta_max, T)
+    check.betas(beta_min, beta_max, T)
     return _vp(lambda t: T * t * (beta_min + (beta_max - beta_min) * t / 2))
 
 
 @maker
 def scaled_linear(beta_min: float = 0.00085, beta_max: float = 0.012, T: int = 1000) -> Schedule:
     """Stable Diffusion: sqrt(beta(t)) is linear in t, B(t) = T int_0^t beta. The arguments are those of `linear`."""
-    _check_betas(beta_min, beta_max, T)
+    check.betas(beta_min, beta_max, T)
     p = math.sqrt(beta_min)
     q = math.sqrt(beta_max) - p
     return _vp(lambda t: T * t * (p * p + p * q * t + (q * t) ** 2 / 3))
@@ -171,15 +171,20 @@ def with_shift(shift: Callable[[Tensor], Tensor], kappa: float, power: float = 0
     return lambda t: (torch.ones_like(t), kappa * shift(t) ** power)
 
 
+@maker
+def scaled(schedule: Schedule, noise: float | Tensor) -> Schedule:
+    """A schedule with its sigma times a number or a field that broadcasts against x: noise that differs by pixel (UPSR)."""
+
+    def more(t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule(t)
+        return alpha, sigma * torch.as_tensor(noise, dtype=torch.float64, device="cpu")
+
+    return more
+
+
 def _vp(B: Callable[[Tensor], Tensor]) -> Schedule:
     def schedule(t: Tensor) -> tuple[Tensor, Tensor]:
         b = B(t)
         return torch.exp(-b / 2), torch.sqrt(-torch.expm1(-b))
 
     return schedule
-
-
-def _check_betas(beta_min: float, beta_max: float, T: int) -> None:
-    ordered, shown = 0 < beta_min < beta_max < 1, f"{beta_min}, {beta_max}"
-    require(ordered, "beta_min, beta_max", (beta_min, beta_max), "0 < beta_min < beta_max < 1 is needed", shown)
-    require(T >= 1, "T", T, "a positive number of steps is needed")

@@ -4,21 +4,20 @@ The state is float32 (float64 for float64 input) whatever the dtype of the model
 more than the error of the solver. Nothing in the loop waits for the device.
 """
 
-import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import check
+from . import check, through
 from . import method as _method
 from .grid import Grid
 from .noise import Noise, as_noise
 from .placement import placed, state_dtype
 from .plan import Times, applied, marginals
-from .prediction import Denoiser
 from .process import Marginal, Process
 from .progress import with_progress
 from .step import Coefficient, Method, Step
@@ -29,7 +28,6 @@ Callback = Callable[[int, Tensor, Tensor, Tensor], object]
 """(step, t, x, x_theta) -> anything."""
 
 
-@torch.no_grad()
 def solve(
     model: Model,
     x_hat0: Tensor,
@@ -42,12 +40,14 @@ def solve(
     noise: Noise | torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    spread: float | Tensor = 0.0,
     model_kwargs: Mapping[str, Any] | None = None,
+    differentiable: bool | Literal["checkpoint"] = False,
 ) -> Tensor:
     """A sample of x0 given x_hat0, in `steps` model calls: the reverse domain-shift SDE (Eq. 7), or its ODE, solved.
 
     The solve starts at (a + b) x_hat0 + sigma z: x_hat0 replaces the unknown x0 of the marginal. That is exactly right where
-    the grid starts at eta = 1. No graph for gradients is kept.
+    the grid starts at eta = 1. No graph for gradients is kept, unless the solve is differentiable.
 
     Args:
         model: (x, x_hat0, t) -> x_theta, the estimate of x0 in the shape of x; t is a 0-dim float64 tensor on the host. It
@@ -64,7 +64,13 @@ def solve(
         callback: called as callback(step, t, x, x_theta) after each model call, with copies. It can collect them for a
             trajectory.
         progress: show a tqdm bar.
+        spread: std of x0 given x_hat0, a number or a field, for a solve that starts where a > 0. Its first state is then
+            N((a + b) x_hat0, sigma^2 + a^2 spread^2); without it, it is too narrow by the residual.
         model_kwargs: further keywords of each model call: model(x, x_hat0, t, **model_kwargs).
+        differentiable: whether gradients reach x_hat0, the parameters of the model, spread, and whatever the noise depends on.
+            The numbers are the same, bit for bit; the memory is that of all model calls, or with "checkpoint" of one, which
+            is then made again for its gradient. Coefficients of a method of one's own may carry a graph; those of the methods
+            here, and so the times of a grid, do not. It serves inside torch.func, too.
 
     Returns:
         The state at the last time, x0 where that is 0, in the shape, dtype and device of x_hat0.
@@ -87,27 +93,34 @@ def solve(
     if callback is not None:
         check.function("callback", callback, "a function (step, t, x, x_theta) is needed")
     check.keywords("model_kwargs", model_kwargs)
+    check.spread_of(spread, x_hat0)
+    check.differentiable(differentiable, x_hat0)
     process = check.process(model, process, Process)
-    points = marginals(process, check.count("steps", steps), grid)
-    made = applied(method, points, order, getattr(grid, "scale", None))
-    check.source(x_hat0, process.field_shape)
-    draw, source = as_noise(noise), x_hat0.to(state_dtype(x_hat0))
-    plan: Sequence[Step] = placed(made, source)
-    watched = _watched(model, x_hat0, plan, model_kwargs)
+    with torch.set_grad_enabled(bool(differentiable)):
+        with through.outside():
+            points = marginals(process, check.count("steps", steps), grid)
+            made = applied(method, points, order, getattr(grid, "scale", None))
+        check.source(x_hat0, process.field_shape)
+        draw, source = as_noise(noise), x_hat0.to(state_dtype(x_hat0))
+        plan: Sequence[Step] = placed(made, source)
+        watched = through.watched(model, x_hat0, plan, model_kwargs, differentiable)
+        advance = through.advanced if differentiable else advanced
 
-    x = start(points[0], plan[0], source, draw)
-    past: deque[Tensor] = deque(maxlen=max(len(step.new) for step in plan))
-    for i, step in enumerate(with_progress(plan, progress)):
-        past.appendleft(watched(i, x, past))
-        if callback is not None:
-            callback(i, watched.times[i], x.clone(), past[0].clone())
-        x = advanced(x, source, past, step, draw)
-    watched.finish(x)
-    return x.to(x_hat0.dtype)
+        x = start(points[0], plan[0], source, draw, spread)
+        past: deque[Tensor] = deque(maxlen=max(len(step.new) for step in plan))
+        for i, step in enumerate(with_progress(plan, progress)):
+            past.appendleft(watched(i, x, past))
+            if callback is not None:
+                callback(i, watched.times[i], x.clone(), past[0].clone())
+            x = advance(x, source, past, step, draw)
+        watched.finish(x)
+        return x.to(x_hat0.dtype)
 
 
-def start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
-    """The first state, (a + b) x_hat0 + sigma z."""
+def start(m: Marginal, first: Step, source: Tensor, draw: Noise, spread: float | Tensor = 0.0) -> Tensor:
+    """The first state, (a + b) x_hat0 + sigma z, with sigma^2 + a^2 spread^2 for sigma^2."""
+    if isinstance(spread, Tensor) or spread:
+        m = replace(m, sigma=torch.sqrt(m.sigma**2 + (m.a * torch.as_tensor(spread, dtype=torch.float64, device="cpu")) ** 2))
     if not m.sigma.any():
         return source * m.alpha.to(source)
     zero = 0.0 if isinstance(first.u, float) else torch.zeros_like(first.u)
@@ -116,9 +129,8 @@ def start(m: Marginal, first: Step, source: Tensor, draw: Noise) -> Tensor:
 
 def noised(m: Marginal, source: Tensor, z: Tensor) -> Tensor:
     """The sum (a + b) x_hat0 + sigma z."""
-    x = z.to(source.dtype) * m.sigma.to(source)
-    _add(x, source, m.alpha.to(source) if m.alpha.ndim else m.alpha.item())
-    return x
+    alpha: Coefficient = m.alpha.to(source) if m.alpha.ndim else m.alpha.item()
+    return through.added(z.to(source.dtype) * m.sigma.to(source), source, alpha)
 
 
 def advanced(x: Tensor, source: Tensor, past: Iterable[Tensor], step: Step, draw: Noise) -> Tensor:
@@ -137,14 +149,3 @@ def _add(x: Tensor, y: Tensor, c: Coefficient) -> None:
         x.addcmul_(y.to(x.dtype), c)
     else:
         x.add_(y, alpha=c)
-
-
-def _watched(model: Model, x_hat0: Tensor, plan: Sequence[Step], more: Mapping[str, Any] | None) -> check.Watched:
-    """The model of the loop. A Denoiser gets the state as it is, a bare model gets it in the dtype of x_hat0."""
-    dtype = x_hat0.dtype
-    if isinstance(model, Denoiser):
-        dtype = state_dtype(x_hat0)
-        for step in plan:  # ValueError where the prediction is undefined
-            model.coefficients(step.t, x_hat0.device, dtype)
-    times = torch.tensor([step.t for step in plan], dtype=torch.float64, device="cpu")
-    return check.Watched(functools.partial(model, **more) if more else model, x_hat0, dtype, times)

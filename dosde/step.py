@@ -74,9 +74,17 @@ def stacked(marginals: Sequence[Marginal], noise_free: bool = False) -> Marginal
     if not isinstance(marginals, Sequence) or not all(isinstance(m, Marginal) for m in marginals) or len(marginals) < 2:
         raise RefusedType("marginals", marginals, "a list of at least two, process(t) at decreasing times, is needed")
     m = Marginal(*(torch.stack([getattr(m, name) for m in marginals]) for name in ("t", "a", "b", "sigma")))
+    graph = any(v.requires_grad for v in (m.a, m.b, m.sigma))
+    advice = "only a method of one's own, written in torch, takes coefficients through which gradients flow"
+    require(not graph, "process", None, advice, "its schedule or shift carries a graph")
     needed = "only method.flow solves such a one"
     require(noise_free or bool(m.sigma.any()), "method", None, needed, "the process has no noise (sigma = 0)")
     return m
+
+
+def kept(m: Marginal, ratio: Tensor) -> Tensor:
+    """c, which is 0 in a step from the source itself (a = 0 and sigma = 0, of a bridge): there is no old noise to keep."""
+    return torch.where((m.sigma[:-1] > 0) | (m.a[:-1] > 0), ratio, 0.0)
 
 
 def steps(m: Marginal, ratio: Tensor, shares: Tensor, level: Tensor | None = None) -> list[Step]:
@@ -88,11 +96,11 @@ def steps(m: Marginal, ratio: Tensor, shares: Tensor, level: Tensor | None = Non
         shares: w, (order, n, *field), of the newest output first.
         level: std of the noise that x_t has after each step, (n, *field). Default: sigma_t.
     """
-    a, b, sigma, c, w = (v.numpy() for v in (m.a, m.b, m.sigma, ratio, shares))
+    a, b, sigma, c, w = (v.numpy() for v in (m.a, m.b, m.sigma, kept(m, ratio), shares))
     after = sigma[1:] if level is None else level.numpy()
     a, b, sigma, c = (_raised(v, after.ndim) for v in (a, b, sigma, c))
 
-    keep = c * after / sigma[:-1]
+    keep = c * after / np.where(sigma[:-1] > 0, sigma[:-1], 1.0)
     hat = b[1:] - keep * b[:-1]
     new = a[1:] * w
     noise = after * np.sqrt((1 - c) * (1 + c))
@@ -123,4 +131,4 @@ def _trimmed(new: tuple[Coefficient, ...]) -> tuple[Coefficient, ...]:
 def _number(value: Coefficient) -> str:
     if isinstance(value, float):
         return f"{value:+.4g}"
-    return f"[{float(value.min()):+.4g} .. {float(value.max()):+.4g}]"
+    return f"[{float(value.detach().min()):+.4g} .. {float(value.detach().max()):+.4g}]"

@@ -617,8 +617,13 @@ OF_BETAS = (
     *("TCDScheduler", "UniPCMultistepScheduler", "UnCLIPScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"),
 )
 OF_ANOTHER_NOISE = (
-    *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "EDMEulerScheduler"),
-    *("EDMDPMSolverMultistepScheduler", "CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler", "SCMScheduler"),
+    *(
+        "EDMEulerScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "CMStochasticIterativeScheduler",
+        "CosineDPMSolverMultistepScheduler",
+        "SCMScheduler",
+    ),
     *("ScoreSdeVeScheduler", "KarrasVeScheduler", "IPNDMScheduler", "DDPMWuerstchenScheduler"),
 )
 
@@ -652,9 +657,8 @@ def test_another_noise_than_a_table_of_betas_is_refused_by_name(name, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rescale_betas_zero_snr": True}, r"rescale_betas_zero_snr: True; False is needed"),
-        ({"prediction_type": "flow_prediction"}, r"prediction_type: 'flow_prediction'; one of x0"),
-        ({"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, r"use_flow_sigmas: True; False is needed"),
+        ({"rescale_betas_zero_snr": True}, r"prediction_type: 'epsilon'; v, x0 or residual is needed where the table ends at"),
+        ({"use_flow_sigmas": True, "prediction_type": "epsilon"}, r"prediction_type: 'epsilon'; flow_prediction is needed"),
         ({"variance_type": "learned_range"}, r"variance_type: 'learned_range'; a network that predicts no variance"),
         ({"beta_schedule": "exponential"}, r"beta_schedule: 'exponential'; one of scaled_linear, linear, squaredcos_cap_v2"),
     ],
@@ -734,13 +738,17 @@ def test_every_scheduler_of_diffusers_is_taken_over_or_refused(caplog):
                 ours, error = outcome(theirs.config)
                 if error is not None:
                     refused += 1
-                    assert error.argument in names, (kind, name)
+                    assert error.argument in {*names, "invert_sigmas", "time_shift_type"}, (kind, name)
                     assert "\n" not in str(error)
                     continue
                 taken += 1
+                if ours.config.beta_schedule == "flow":
+                    assert ours.predicts == "velocity"
+                    assert ours.config.flow_shift == theirs.config.get("flow_shift", theirs.config.get("shift"))
+                    continue
                 times = (torch.arange(len(ours), dtype=DOUBLE) + 1) / len(ours)
                 worst = (ours.process.schedule(times)[0] ** 2 - theirs.alphas_cumprod.double()).abs().max()
-                assert worst < 1e-6, (kind, name)
+                assert worst < 1e-6, (kind, name, worst)
                 named = {"epsilon": "vp_eps", "sample": "x0", "v_prediction": "v"}
                 assert ours.predicts == named[theirs.config.get("prediction_type", "epsilon")]
     assert not [record for record in caplog.records if "DoSDEScheduler" in record.getMessage()]
@@ -763,3 +771,94 @@ def test_schedulers_compare_pickle_and_copy():
         x = s.step(x, t, x, torch.Generator().manual_seed(0)).prev_sample
         again_x = again.step(again_x, t, again_x, torch.Generator().manual_seed(0)).prev_sample
     assert torch.equal(x, again_x)
+
+
+# -- Flow matching, zero terminal SNR, timesteps that are given ---------------------------------------------------------------
+
+
+def test_flow_matching_of_order_1_is_flow_match_euler():
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = DoSDEScheduler.from_config(theirs.config, solver="ode", solver_order=1)
+    network = lambda x, t: torch.tanh(x) * (1 + t / 1000)  # noqa: E731
+    for more in ({"num_inference_steps": 7}, {"sigmas": [1.0, 0.7, 0.4, 0.1]}):
+        theirs.set_timesteps(**more)
+        ours.set_timesteps(**more)
+        assert torch.allclose(ours.timesteps, theirs.timesteps, rtol=1e-5)
+        x = y = torch.randn(2, 4, 3, 3, generator=seeded())
+        for t, s in zip(theirs.timesteps, ours.timesteps, strict=True):
+            x = theirs.step(network(x, t), t, x).prev_sample
+            y = ours.step(network(y, s), s, y).prev_sample
+        assert torch.allclose(x, y, atol=1e-5)
+
+
+def test_dynamic_shifting_is_theirs():
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    ours = DoSDEScheduler.from_config(theirs.config)
+    for more in ({"sigmas": [1.0, 0.6, 0.2]}, {"num_inference_steps": 4}):
+        theirs.set_timesteps(mu=0.8, **more)
+        ours.set_timesteps(mu=0.8, **more)
+        assert torch.allclose(ours.timesteps, theirs.timesteps, rtol=1e-4)
+
+
+def test_the_stock_sd3_pipeline_is_solve():
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "patch_size": 1, "in_channels": 4, "num_layers": 1, "attention_head_dim": 4, "out_channels": 4}
+    heads = {"num_attention_heads": 2, "joint_attention_dim": 8, "caption_projection_dim": 8, "pooled_projection_dim": 8}
+    net = SD3Transformer2DModel(**sizes, **heads, pos_embed_max_size=8).eval()
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4, shift_factor=0.1, scaling_factor=1.5)
+    scheduler = DoSDEScheduler.from_config(
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config, solver="ode", solver_order=2
+    )
+    none = dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"))
+    pipe = StableDiffusion3Pipeline(transformer=net, vae=vae, scheduler=scheduler, **none)
+    pipe.set_progress_bar_config(disable=True)
+    words, pooled = torch.randn(1, 5, 8, generator=seeded(1)), torch.randn(1, 8, generator=seeded(2))
+    z = torch.randn(1, 4, 8, 8, generator=seeded())
+    prompt = {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
+    how = {"num_inference_steps": 4, "guidance_scale": 1.0, "output_type": "latent", "height": 8, "width": 8}
+    got = pipe(latents=z, **prompt, **how).images
+
+    def model(x, x_hat0, t):
+        return net(x, timestep=t.reshape(1).float() * 1000, encoder_hidden_states=words, pooled_projections=pooled).sample
+
+    with torch.no_grad():
+        denoiser = dosde.Denoiser(model, scheduler.process, "velocity")
+        how = {"method": scheduler.method, "grid": scheduler.times(4), "noise": lambda u, u_next, like: z}
+        expected = dosde.solve(denoiser, torch.zeros_like(z), 4, 2, **how)
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_a_table_that_ends_at_alpha_0():
+    theirs = diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    ours = DoSDEScheduler.from_config(theirs.config, **NONE | {"solver": "ode", "solver_order": 1})
+    times = (torch.arange(1000, dtype=DOUBLE) + 1) / 1000
+    assert torch.allclose(ours.process.schedule(times)[0] ** 2, theirs.alphas_cumprod.double(), atol=1e-6)
+    ours.set_timesteps(5)
+    x = torch.randn(1, 3, generator=seeded())
+    for t in ours.timesteps:
+        x = ours.step(torch.tanh(x), t, x).prev_sample
+    assert x.isfinite().all()
+
+
+def test_timesteps_and_sigmas_that_are_given():
+    s = DoSDEScheduler(shift="none", solver="ode", solver_order=1, timestep_spacing="leading")
+    s.set_timesteps(timesteps=[900, 500, 20])
+    assert s.timesteps.tolist() == [900, 500, 20]
+    lams = [float(s.process((i + 1) / 1000).lam) for i in (900, 500, 20)]
+    s.set_timesteps(sigmas=lams)
+    assert s.timesteps.tolist() == [900, 500, 20]
+    s.set_timesteps(sigmas=[*lams, 0.0])
+    assert s.timesteps.tolist() == [900, 500, 20]
+    for wrong, message in (
+        ({"timesteps": [20, 500]}, "^timesteps: .*; numbers that fall"),
+        ({"timesteps": [900], "sigmas": [1.0]}, "^sigmas: with timesteps; timesteps or sigmas alone"),
+        ({"num_inference_steps": 4, "mu": 0.5}, "^mu: 0.5 with use_dynamic_shifting = False"),
+        ({}, "^num_inference_steps: None; a positive integer"),
+        ({"sigmas": "abc"}, "^sigmas: 'abc'; decreasing numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            s.set_timesteps(**wrong)
+    with pytest.raises(ValueError, match=r"^flow_shift: 0; a positive number"):
+        DoSDEScheduler(beta_schedule="flow", shift="none", prediction_type="velocity", flow_shift=0)

@@ -36,7 +36,7 @@ MAKERS = {
     "dosde.expansion.sqrt_v(scale=0.3)": lambda: expansion.sqrt_v(0.3),
     "dosde.grid.log_lam()": grid.log_lam,
     "dosde.grid.karras(rho=5.0)": lambda: grid.karras(rho=5.0),
-    "dosde.grid.respaced(T=15)": lambda: grid.respaced(15),
+    "dosde.tables.respaced(T=15)": lambda: grid.respaced(15),
     "dosde.grid.angle(scale=0.3)": lambda: grid.angle(0.3),
     "dosde.grid.few_step(scale=0.3)": lambda: grid.few_step(0.3),
     "dosde.srk.two_stage(grid=dosde.grid.log_lam())": lambda: srk.two_stage(grid.log_lam()),

@@ -143,7 +143,7 @@ def last_part(grid: Any, process: Process, steps: int, strength: object) -> Tens
     require(_number(strength) and 0 < float(strength) <= 1, "strength", strength, "a number above 0, up to 1, is needed")  # type: ignore[arg-type]
     left = min(int(steps * float(strength)), steps)  # type: ignore[arg-type]
     require(left > 0, "strength", strength, f"at least {1 / steps:.3g} is needed for one of {steps} steps")
-    times = check.times(grid(process, steps) if callable(grid) else grid, steps)
+    times = check.times(grid, process, steps)
     return times[-(left + 1) :]
 
 

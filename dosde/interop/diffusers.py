@@ -34,9 +34,12 @@ from dosde.process import Process
 from dosde.solve import advanced, noised
 from dosde.step import Method, Step
 
+from .networks import KINDS
+from .networks import from_model as from_model
+from .tables import betas, listed
+
 _SHIFTS = ("dossr", "cosine", "linear", "none")
 _SPACINGS = ("dossr", "uniform", "few_step", "table", "spaced", "linspace", "leading", "trailing")
-_THEIR_NAMES = {"epsilon": "vp_eps", "v_prediction": "v", "sample": "x0"}
 _VARIABLES = {"lam": expansion.lam, "log_lam": expansion.log_lam}
 _PLAIN = {"dos": (method.dos, 3), "resshift": (method.resshift, 1)}  # with the highest order
 _EXPANDED: dict[str, Callable[..., list[Step]]] = {
@@ -73,9 +76,12 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             t = (i + 1)/T.
         beta_start: the first beta of the table of the noise.
         beta_end: the last beta.
-        beta_schedule: "scaled_linear" (Stable Diffusion), "linear", or "squaredcos_cap_v2" (a cosine, without beta_start and
-            beta_end).
+        beta_schedule: "scaled_linear" (Stable Diffusion), "linear", "squaredcos_cap_v2" (a cosine, without beta_start and
+            beta_end), or "flow": alpha = 1 - t, sigma = t without a table, where the timestep is T t (SD 3).
         trained_betas: T betas instead.
+        rescale_betas_zero_snr: whether the table is rescaled to end at alpha = 0, for networks of v or x0.
+        flow_shift: of "flow", s t / (1 + (s - 1) t) for the times t of a grid of diffusers.
+        use_dynamic_shifting: of "flow", whether set_timesteps takes mu, with exp(mu) as flow_shift.
         shift: eta: "dossr" (the released table), "cosine" (Eq. 4), "linear", all 1 from t1 on, or "none".
         t1: the time from which eta is 1.
         trained_etas: T values of eta instead.
@@ -119,6 +125,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         beta_end: float = 0.012,
         beta_schedule: str = "scaled_linear",
         trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        flow_shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
         shift: str = "dossr",
         t1: float = 0.5,
         trained_etas: Sequence[float] | None = None,
@@ -144,11 +153,19 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise Refused("steps_offset", steps_offset, "an integer >= 0 is needed")
         self.predicts: Predicts = _predicts(prediction_type)
         eta = _shift(num_train_timesteps, shift, t1, trained_etas)
-        if kappa is None:
-            betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas)
-            noise = schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0))
-        else:
+        self._flow = beta_schedule == "flow"
+        if not isinstance(flow_shift, int | float) or isinstance(flow_shift, bool) or not 0 < flow_shift < math.inf:
+            raise Refused("flow_shift", flow_shift, "a positive number is needed")
+        if kappa is not None:
             noise = _noise(kappa, eta, trained_etas)
+        elif self._flow:
+            noise = schedule.flow()
+        else:
+            table = torch.cumprod(1 - betas(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas), 0)
+            noise = schedule.from_alphas_cumprod(schedule.zero_terminal_snr(table) if rescale_betas_zero_snr else table)
+            needed = "v, x0 or residual is needed where the table ends at alpha = 0: eps tells nothing of x0 there"
+            ok = not rescale_betas_zero_snr or self.predicts not in ("vp_eps", "eps", "sigma_eps")
+            check.require(ok, "prediction_type", prediction_type, needed)
         self.process = Process(noise, eta)
         self.method: Method = _method(solver, scale, tau, corrector, variable)
         self.timesteps = torch.arange(num_train_timesteps).flip(0)
@@ -162,13 +179,12 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """A scheduler of a config, its own or that of a scheduler of diffusers with a table of betas.
+        """A scheduler of a config, its own or that of a scheduler of diffusers with a table of betas, or of flow matching.
 
-        All values of the table are taken over, defaults included.
+        All values of the noise are taken over, defaults included.
 
         Raises:
-            ValueError: for a scheduler of diffusers whose noise is no table of betas (flow matching, EDM, variance-exploding,
-                consistency), or whose table is rescaled.
+            ValueError: for a scheduler of diffusers whose noise is neither (EDM, variance-exploding, consistency).
         """
         if isinstance(config, Mapping):
             frozen = isinstance(config, FrozenDict)
@@ -176,8 +192,11 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             # diffusers leaves out what were defaults there, and defaults here are others.
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
             if "solver" not in config and (others or frozen):
-                _check_theirs({**config, **kwargs})
-                config = {name: _plain(value) for name, value in config.items() if name not in others}
+                if _is_flow(config):
+                    config = _flow_config(config)
+                else:
+                    _check_theirs({**config, **kwargs})
+                    config = {name: _plain(value) for name, value in config.items() if name not in others}
         return super().from_config(config, *args, **kwargs)
 
     def __len__(self) -> int:
@@ -209,6 +228,10 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return grid.uniform(self.process, steps)
         if spacing == "few_step":
             return grid.few_step(self.config.scale)(self.process, steps)
+        if self._flow:  # FlowMatchEulerDiscreteScheduler shifts the ends of the range, and then what lies between them
+            static = 1.0 if self.config.use_dynamic_shifting else self.config.flow_shift
+            last = static / T / (1 + (static - 1) / T)
+            return self._flow_times(torch.linspace(1, last, steps, dtype=torch.float64, device="cpu"))
         most = math.floor(self.process.t1 * T + 1e-9)
         if steps > most:
             raise Refused("num_inference_steps", steps, f"at most {most} is needed, the number of indices below t1")
@@ -221,15 +244,54 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             index[0] = most - 1  # of one step, too, which diffusers has begin at t = 1/T
         return torch.cat([(index + 1) / T, index.new_zeros(1)])
 
+    def _flow_times(self, sigmas: Tensor, mu: float | None = None) -> Tensor:
+        """The times of sigmas of a flow, shifted, then 0."""
+        s = math.exp(mu) if mu is not None else 1.0 if self.config.use_dynamic_shifting else self.config.flow_shift
+        return torch.cat([s * sigmas / (1 + (s - 1) * sigmas), sigmas.new_zeros(1)])
+
+    def _given(self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None) -> Tensor | None:
+        """The times that are given one by one, then 0."""
+        dynamic = bool(self.config.use_dynamic_shifting)
+        if mu is not None or dynamic:
+            ok = dynamic and isinstance(mu, int | float) and not isinstance(mu, bool) and math.isfinite(mu)
+            needed = "a number is needed, with beta_schedule = 'flow' and use_dynamic_shifting alone"
+            check.require(ok, "mu", mu, needed, f"{mu} with use_dynamic_shifting = {dynamic}")
+        if timesteps is None and sigmas is None:
+            return None
+        check.require(
+            timesteps is None or sigmas is None, "sigmas", sigmas, "timesteps or sigmas alone are needed", "with timesteps"
+        )
+        name, numbers = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
+        values = check.values(name, numbers, "decreasing numbers")
+        check.require(values.ndim == 1 and len(values) > 0, name, numbers, "decreasing numbers are needed")
+        if name == "sigmas" and len(values) > 1 and values[-1] == 0:
+            values = values[:-1]  # the end, which is added anyway
+        if self._flow:
+            scaled = values / len(self) if name == "timesteps" else values
+            times = torch.cat([scaled, scaled.new_zeros(1)]) if name == "timesteps" else self._flow_times(scaled, mu)
+        else:
+            places = (values + 1) / len(self) if name == "timesteps" else self.process.time(values)
+            times = torch.cat([places, places.new_zeros(1)])
+        falls = bool((times.diff() < 0).all() and times[0] <= self.process.t1 + 1e-9)
+        check.require(falls, name, numbers, f"numbers that fall, from what t1 = {self.process.t1:g} has at most, are needed")
+        return times
+
     def order_for(self, num_inference_steps: int) -> int:
         """solver_order, at most what the solver knows and the number of steps: the order of `solve`."""
         most = _PLAIN[self.config.solver][1] if self.config.solver in _PLAIN else num_inference_steps
         return int(min(self.config.solver_order, most, num_inference_steps))
 
     def model_time(self, t: float | Tensor) -> float:
-        """The timestep that a network is called with at time t: t T - 1, an integer at the times of the table, at least 0."""
-        index = max(float(t) * len(self) - 1, 0.0)
+        """The timestep that a network is called with at time t: t T - 1, an integer at the times of the table, at least 0.
+
+        Of a flow it is t T.
+        """
+        index = float(t) * len(self) if self._flow else max(float(t) * len(self) - 1, 0.0)
         return float(round(index)) if abs(index - round(index)) < 1e-6 else index
+
+    def _time(self, timestep: float) -> float:
+        """The inverse of `model_time`."""
+        return timestep / len(self) if self._flow else (timestep + 1) / len(self)
 
     # -- The loop ---------------------------------------------------------------------------------------------------
 
@@ -249,23 +311,39 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return float(self.process(1.0).sigma if self._times is None else self._start.sigma)
 
     def set_timesteps(
-        self, num_inference_steps: int, device: str | torch.device | None = None, x_hat0: Tensor | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        x_hat0: Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
-        """Plans a solve of so many steps.
+        """Plans a solve of so many steps, or one at given timesteps or noise levels.
 
         x_hat0: the source, in the shape of the samples. None: the one that `add_noise` starts from, or zeros without a shift.
+        timesteps: decreasing, in the place of num_inference_steps. sigmas: decreasing noise levels: lam = sigma/a, or of a flow
+        sigma, which is then shifted. mu: of a flow with use_dynamic_shifting.
         """
-        times = self.times(num_inference_steps)
+        given = self._given(timesteps, sigmas, mu)
+        if given is None:
+            check.require(num_inference_steps is not None, "num_inference_steps", None, "a positive integer is needed")
+            times = self.times(num_inference_steps)  # type: ignore[arg-type]
+            if self._flow and mu is not None:
+                T = len(self)
+                times = self._flow_times(torch.linspace(1, 1 / T, len(times) - 1, dtype=torch.float64, device="cpu"), mu)
+        else:
+            times = given
         if x_hat0 is not None:
             check.source(x_hat0, self.process.field_shape)
         numbers = [self.model_time(t) for t in times[:-1]]
         integer = all(number == round(number) for number in numbers)
-        timesteps = torch.tensor(numbers, dtype=torch.int64 if integer else torch.float32, device="cpu")
+        called = torch.tensor(numbers, dtype=torch.int64 if integer else torch.float32, device="cpu")
         self._replan(times, 0)
         self.num_inference_steps, self.x_hat0, self._times = len(numbers), x_hat0, times
-        self._numbers = timesteps.tolist()
+        self._numbers = called.tolist()
         self._adopts = x_hat0 is None
-        self.timesteps = timesteps.to(device)
+        self.timesteps = called.to(device)
         self._forget()
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -286,7 +364,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return sample
         if timestep is None:
             raise Refused("timestep", None, "the timestep of the sample is needed, since the factor depends on it")
-        t = (float(timestep) + 1) / len(self)
+        t = self._time(float(timestep))
         return sample * presets.resshift_input_scale(self.process(t)).item()
 
     def start(self, noise: Tensor) -> Tensor:
@@ -325,7 +403,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if first:
             m = self._start
         else:
-            times = torch.tensor([(n + 1) / len(self) for n in numbers], dtype=torch.float64, device="cpu")
+            times = torch.tensor([self._time(n) for n in numbers], dtype=torch.float64, device="cpu")
             m = self.process.over_batch(times[0] if len(set(numbers)) == 1 else times, x0)
         x = noised(m, x0, noise.to(x0.device))
         if source is not None and self._shifted:  # 0 where x0 is the source, so that this is `start` to the bit
@@ -449,8 +527,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         numbers = torch.as_tensor(timesteps).detach().reshape(-1).tolist()
         if len(numbers) not in (1, batch):
             raise Refused("timesteps", len(numbers), f"1, or {batch}, one a sample, is needed", f"{len(numbers)} of them")
-        if not all(0 <= n <= len(self) - 1 for n in numbers):
-            raise Refused("timesteps", numbers, f"numbers from 0 to {len(self) - 1} are needed")
+        most = len(self) if self._flow else len(self) - 1
+        if not all(0 <= n <= most for n in numbers):
+            raise Refused("timesteps", numbers, f"numbers from 0 to {most} are needed")
         return numbers * batch if len(numbers) == 1 else numbers
 
 
@@ -458,9 +537,9 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _predicts(name: str) -> Predicts:
-    known = (*(kind for kind in TRAINED if kind != "flow"), *_THEIR_NAMES)  # no schedule here is a flow
+    known = (*(kind for kind in TRAINED if kind != "flow"), *KINDS)  # no process here is a flow from the source
     check.one_of("prediction_type", name, known)
-    kind: Predicts = _THEIR_NAMES.get(name, name)  # type: ignore[assignment]
+    kind: Predicts = KINDS.get(name, name)  # type: ignore[assignment]
     return kind
 
 
@@ -475,7 +554,9 @@ def _check_theirs(config: Mapping[str, Any]) -> None:
     name = config.get("_class_name", f"one with {', '.join(names[:4])}")  # which configs in memory do not say
     if "beta_schedule" not in config:  # trained_betas of IPNDM are sigmas
         raise Refused("config", config, "the config of one with beta_schedule is needed", f"{name}, without betas")
-    plain: dict[str, object] = {"rescale_betas_zero_snr": False, "use_flow_sigmas": False, "snr_shift_scale": 1.0}
+    if config.get("prediction_type") == "flow_prediction":
+        raise Refused("prediction_type", "flow_prediction", f"use_flow_sigmas is needed with it, in the config of {name}")
+    plain: dict[str, object] = {"snr_shift_scale": 1.0}
     plain |= {"sigma_min": None, "sigma_max": None, "timestep_type": "discrete"}
     for option, value in plain.items():
         if config.get(option, value) != value:
@@ -485,37 +566,37 @@ def _check_theirs(config: Mapping[str, Any]) -> None:
         raise Refused("variance_type", config["variance_type"], needed)
 
 
-def _listed(name: str, values: Sequence[float], T: int) -> Tensor:
-    if not isinstance(values, list | tuple):
-        raise RefusedType(name, values, f"a list of {T} numbers is needed", check.form(values))
-    if len(values) != T:
-        raise Refused(name, len(values), "as many are needed", f"{len(values)} values with num_train_timesteps = {T}")
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a config of diffusers is of flow matching."""
+    named = str(config.get("_class_name", "")).startswith("FlowMatch")
+    alike = "beta_schedule" not in config and "num_train_timesteps" in config and isinstance(config.get("shift"), int | float)
+    return named or alike or bool(config.get("use_flow_sigmas"))
 
 
-def _betas(T: int, first: float, last: float, name: str, trained: Sequence[float] | None) -> Tensor:
-    if trained is not None:
-        betas = _listed("trained_betas", trained, T)
-        if not ((betas > 0) & (betas < 1)).all():
-            i = int((~((betas > 0) & (betas < 1))).nonzero()[0])
-            raise Refused("trained_betas", betas[i], "numbers between 0 and 1 are needed", f"{betas[i]:g} at index {i}")
-        return betas
-    check.one_of("beta_schedule", name, ("scaled_linear", "linear", "squaredcos_cap_v2"))
-    if name == "squaredcos_cap_v2":
-        alphas = torch.cos((torch.arange(T + 1, dtype=torch.float64, device="cpu") / T + 0.008) / 1.008 * math.pi / 2) ** 2
-        return (1 - alphas[1:] / alphas[:-1]).clamp(max=0.999)
-    if not 0 < first < last < 1:
-        raise Refused("beta_start, beta_end", first, "0 < beta_start < beta_end < 1 is needed", f"{first}, {last}")
-    if name == "linear":
-        return torch.linspace(first, last, T, dtype=torch.float64, device="cpu")
-    return torch.linspace(math.sqrt(first), math.sqrt(last), T, dtype=torch.float64, device="cpu") ** 2
+def _flow_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ours for the config of a scheduler of flow matching."""
+    name = config.get("_class_name", "a scheduler of flow matching")
+    plain: dict[str, object] = {"invert_sigmas": False, "shift_terminal": None, "stochastic_sampling": False}
+    plain |= {"time_shift_type": "exponential", "prediction_type": "flow_prediction"}
+    plain |= {f"use_{kind}_sigmas": False for kind in ("karras", "exponential", "beta")}
+    for option, value in plain.items():
+        if config.get(option, value) != value:
+            raise Refused(option, config[option], f"{value} is needed, in the config of {name}")
+    return {
+        "num_train_timesteps": config.get("num_train_timesteps", 1000),
+        "beta_schedule": "flow",
+        "flow_shift": config.get("flow_shift", config.get("shift", 1.0)),
+        "use_dynamic_shifting": bool(config.get("use_dynamic_shifting", False)),
+        "prediction_type": "velocity",
+        "shift": "none",
+    }
 
 
 def _shift(T: int, name: str, t1: float, trained: Sequence[float] | None) -> shift.Shift:
     if isinstance(t1, bool) or not isinstance(t1, int | float) or not 0 < t1 <= 1:
         raise Refused("t1", t1, "a time in (0, 1] is needed")
     if trained is not None:
-        return shift.from_table(_listed("trained_etas", trained, T))
+        return shift.from_table(listed("trained_etas", trained, T))
     makers: dict[str, Callable[[], shift.Shift]] = {
         "dossr": lambda: shift.from_table(presets.dossr_etas(t1, T)),
         "cosine": lambda: shift.cosine(t1),
