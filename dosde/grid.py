@@ -77,6 +77,44 @@ def respaced(T: int) -> Grid:
 
 
 @maker
+def table(T: int) -> Grid:
+    """For a network that was trained on a table of few noise levels, such as ResShift's: any number of steps, all within it.
+
+    Up to T steps are at indices of the table, as even as they can be, from T - 1 to 0; then t = 0. With T steps that is the
+    published grid. More steps also lie between indices, none below the first one, whose noise is the least that the network
+    knows. Their lam grow by steps that are each the same factor longer, beginning with the step from the first index to t = 0:
+    an expansion of high order would multiply errors if that one were long and those before it short.
+
+    >>> import dosde
+    >>> table(15)(dosde.process.resshift(), 3) * 15
+    tensor([15.,  8.,  1.,  0.], dtype=torch.float64)
+    """
+    require(T >= 2, "T", T, "at least two steps are needed")
+
+    def grid(process: Process, steps: int) -> Tensor:
+        end = torch.zeros(1, dtype=torch.float64, device="cpu")
+        if steps <= T:
+            index = torch.linspace(T - 1, 0, check.count("steps", steps), dtype=torch.float64, device="cpu").round()
+            return torch.cat([(index + 1) / T, end])
+        least, most = float(process(1 / T).lam), float(process(1.0).lam)
+        lams = _growing(steps, most / least) * least
+        inner = process.time(lams[1:-1].flip(0))
+        return torch.cat([end + 1, inner, end + 1 / T, end])
+
+    return grid
+
+
+def _growing(count: int, total: float) -> Tensor:
+    """The sums 1, 1 + g, 1 + g + g^2, ..., with the g for which the last, of `count` summands, is the total."""
+    powers = torch.arange(count, dtype=torch.float64, device="cpu")
+    low, high = 0.0, max(total, 1.0)
+    for _ in range(100):
+        g = (low + high) / 2
+        low, high = (g, high) if float((g**powers).sum()) < total else (low, g)
+    return (high**powers).cumsum(0)
+
+
+@maker
 def angle(scale: float | Tensor) -> Grid:
     """Even steps of the angle: lam = s tan(theta), theta uniform from t1 to t = 0.
 
@@ -107,34 +145,6 @@ def few_step(scale: float | Tensor) -> Grid:
     return _angles(2 * check.scale(scale), levels)
 
 
-@maker
-def table(T: int) -> Grid:
-    """For a network that was trained on a table of few noise levels, such as ResShift's: any number of steps, all within it.
-
-    Up to T steps are at indices of the table, as even as they can be, from T - 1 to 0; then t = 0. With T steps that is the
-    published grid. More steps also lie between indices, none below the first one, whose noise is the least that the network
-    knows. Their lam grow by steps that are each the same factor longer, beginning with the step from the first index to t = 0:
-    an expansion of high order would multiply errors if that one were long and those before it short.
-
-    >>> import dosde
-    >>> table(15)(dosde.process.resshift(), 3) * 15
-    tensor([15.,  8.,  1.,  0.], dtype=torch.float64)
-    """
-    require(T >= 2, "T", T, "at least two steps are needed")
-
-    def grid(process: Process, steps: int) -> Tensor:
-        end = torch.zeros(1, dtype=torch.float64, device="cpu")
-        if steps <= T:
-            index = torch.linspace(T - 1, 0, check.count("steps", steps), dtype=torch.float64, device="cpu").round()
-            return torch.cat([(index + 1) / T, end])
-        least, most = float(process(1 / T).lam), float(process(1.0).lam)
-        lams = _growing(steps, most / least) * least
-        inner = process.time(lams[1:-1].flip(0))
-        return torch.cat([end + 1, inner, end + 1 / T, end])
-
-    return grid
-
-
 def _angles(scale: float | Tensor, levels: Callable[[int], Tensor]) -> Grid:
     """lam = s tan(theta), theta from that of t1 to that of t = 0 by the given parts of the way, 1 to 0."""
     s = float(check.scale(scale).square().mean().sqrt())
@@ -148,13 +158,3 @@ def _angles(scale: float | Tensor, levels: Callable[[int], Tensor]) -> Grid:
         return torch.cat([ends[:1], process.time(lams), ends[1:]])
 
     return grid
-
-
-def _growing(count: int, total: float) -> Tensor:
-    """The sums 1, 1 + g, 1 + g + g^2, ..., with the g for which the last, of `count` summands, is the total."""
-    powers = torch.arange(count, dtype=torch.float64, device="cpu")
-    low, high = 0.0, max(total, 1.0)
-    for _ in range(100):
-        g = (low + high) / 2
-        low, high = (g, high) if float((g**powers).sum()) < total else (low, g)
-    return (high**powers).cumsum(0)
