@@ -580,3 +580,18 @@ def test_files_are_known_by_what_they_are(tmp_path):
     assert whole.identity(tmp_path / "none") is None
     assert whole.within(tmp_path / "c" / "new" / "d", tmp_path)
     assert not whole.within(tmp_path / "c", tmp_path / "a")
+
+
+def test_steps_that_make_it_worse_are_told_once_in_the_words_of_the_command(tmp_path, capsys, recwarn):
+    from PIL import Image
+
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out"
+    assert main(["upscale", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "-o", str(out), "--steps", "20"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "amplifies" in line]
+    assert told == [
+        "warning: --steps 20 of this method amplifies errors of the network or the noise; better take --order 1, fewer steps, "
+        "or --method few_step"
+    ]
+    assert not [w for w in recwarn if "order" in str(w.message)]

@@ -366,9 +366,16 @@ def loaded(solver: Solver, command: str, one: bool) -> "Backbone":
     if solver.how == FEW_STEP and backbone.residual_scale is None:
         raise Refused("--method", None, f"a backbone that knows its residual scale is needed, and {name} does not", FEW_STEP)
     try:
-        plan(backbone.process, solver.steps, solver.order, **solver.on(backbone))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            plan(backbone.process, solver.steps, solver.order, **solver.on(backbone))
     except Refused as error:
         raise error.under(flag(error.argument)) if error.argument in ("order", "steps", "method") else error from None
+    if told:  # in the words of Python; each picture would tell it again
+        few = "" if backbone.residual_scale is None else ", or --method few_step"
+        said = f"--steps {solver.steps} of this method amplifies errors of the network or the noise; better take --order 1"
+        print(f"warning: {said}, fewer steps{few}", file=sys.stderr)
+        warnings.filterwarnings("ignore", "(order|scale): ", UserWarning)
     return backbone
 
 
