@@ -340,3 +340,21 @@ def test_a_large_field_takes_little_memory_for_its_weights():
     for i in (0, 31_234, 99_999):
         alone = expansion.weights(lams.reshape(6, -1)[:, i : i + 1], 3, 2)
         assert torch.allclose(got.reshape(3, 5, -1)[:, :, i : i + 1], alone, rtol=1e-12, atol=1e-14)
+
+
+def test_a_field_may_have_all_dimensions_of_the_source():
+    eta = shift.cosine(torch.full((1, 3, 4), 0.5, dtype=torch.float64))
+    process = Process(schedule.scaled_linear(), eta)
+    x_hat0 = torch.zeros(2, 3, 4)
+    assert dosde.solve(lambda x, x_hat0, t: x_hat0, x_hat0, 2, process=process).shape == (2, 3, 4)
+
+
+def test_a_stage_that_is_a_little_off_is_refused():
+    """Where u is small, too: 1e-3 of its step."""
+    times = grid.two_stage(grid.log_lam(80.0, 10.0))(PROCESS, 5)
+    assert float(PROCESS(times[1]).u) < 0.01
+    dosde.plan(PROCESS, 5, 2, method=method.srk, grid=times)
+    off = times.clone()
+    off[1] *= 1 + 1e-4
+    with pytest.raises(ValueError, match=r"^grid: every second time must lie at 3/4 of its step"):
+        dosde.plan(PROCESS, 5, 2, method=method.srk, grid=off)
