@@ -203,9 +203,7 @@ class _Prior:
         return x0, self.residual(x0), s2.to(y.dtype)
 
     @contextlib.contextmanager
-    def differentiable(
-        self, y: Tensor, sigma: Tensor, kwargs: dict[str, Any]
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Map]]:
+    def differentiable(self, y: Tensor, sigma: Tensor, kwargs: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, Tensor, Map]]:
         """The same, and v -> sigma^2 J^T v."""
         s2 = _squared(sigma, y)
         with torch.inference_mode(False):

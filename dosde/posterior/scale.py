@@ -1,7 +1,7 @@
 """The scale that `presets.few_step` wants of a posterior, from its denoiser."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,17 @@ from torch import Tensor
 from dosde import check
 from dosde.check import Refused, require
 from dosde.interop.denoiser import called
+from dosde.noise import Noise, as_noise
 
 
 @check.typed
 @torch.no_grad()
 def scale(
-    denoiser: Callable[..., Any], x_hat0: Tensor, sigma: float, probes: int = 8, generator: torch.Generator | None = None
+    denoiser: Callable[..., Any],
+    x_hat0: Tensor,
+    sigma: float,
+    probes: int = 8,
+    noise: Noise | torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> float:
     """The std of x0 per element, for `presets.few_step`: by Tweedie's second formula and random probes of its trace,
 
@@ -30,7 +35,7 @@ def scale(
         x_hat0: about where; the source of the solve, (batch, ...).
         sigma: the noise level of the probes.
         probes: each is two calls. The error is of 1 part in sqrt(probes d) and less.
-        generator: of the signs.
+        noise: whose signs are taken, as in `dosde.solve`.
 
     Returns:
         One number for the whole batch.
@@ -40,11 +45,11 @@ def scale(
     """
     check.source(x_hat0)
     require(0 < sigma < math.inf, "sigma", sigma, "a positive number is needed")
+    draw = as_noise(noise)
     y = x_hat0.to(torch.promote_types(x_hat0.dtype, torch.float32))
     total = 0.0
     for _ in range(check.count("probes", probes)):
-        bits = torch.randint(0, 2, y.shape, generator=generator, device=generator.device if generator else y.device)
-        v = (2 * bits - 1).to(y)
+        v = check.noise(draw(0.0, 0.0, y), y).sign()
         high, low = (called(denoiser, y + sign * sigma * v, float(sigma), {}) for sign in (1, -1))
         total += float(((high.double() - low.double()) * v).mean()) * sigma / 2 / probes
     if not 0 < total < math.inf:
