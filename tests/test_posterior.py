@@ -154,7 +154,7 @@ def test_the_denoiser_is_that_of_the_posterior(name):
 
 
 def solved(denoiser, d, steps, draws, **how):
-    """Mean and covariance of the result of a solve, exactly: by its responses to each element of each draw, all in one batch."""
+    """Mean and covariance of the result of a solve, exactly: by its responses to each element of each draw, in one batch."""
     unit = torch.cat([torch.zeros(1, draws, d, dtype=DOUBLE), torch.eye(draws * d, dtype=DOUBLE).reshape(-1, draws, d)])
     count = iter(range(draws))
     x = dosde.solve(
@@ -295,6 +295,8 @@ def test_modules_keywords_and_inference_mode():
     net = Net()
     denoiser = posterior.mmps(net, FULL.measurement, FULL.A, 0.1, iterations=3)
     assert denoiser.sigma_max == 80
+    assert EXACT["mmps"][1].sigma_max == EXACT["pigdm"][1].sigma_max == 1000
+    assert not hasattr(EXACT["jacobian_free"][1], "sigma_max")
     y, sigma = randn(2, 6), torch.full((2,), 0.3, dtype=DOUBLE)
     torch.testing.assert_close(denoiser(y, sigma), EXACT["mmps"][1](y, sigma), rtol=1e-4, atol=1e-4)
     moved = posterior.jacobian_free(net, FULL.measurement, FULL.A, 0.1, posterior.full(FULL.C))

@@ -5,6 +5,9 @@ With x0 = D(y, sigma), J = dD/dy and the residual r = measurement - A x0, all co
     x0 + V A^T (s^2 + A V A^T)^-1 r
 
 The inverse is by conjugate gradients, a fixed number of them, so that nothing waits for the device. At sigma = 0 all are x0.
+A posterior has the attribute `sigma_max` of its denoiser. If there is none, the methods with J have 1000, since they multiply
+its rounding errors by sigma^2: that is large for data of std 1, so give a denoiser of larger data its `sigma_max`.
+
 By Tweedie's second formula sigma^2 J is the covariance of x0 given y, and J is symmetric, for an exact denoiser.
 """
 
@@ -27,6 +30,7 @@ from .operators import Map, Operator, Physics, as_operator
 
 Denoiser = Callable[..., Any]
 """(y, sigma, **kwargs) -> x0, sigma of shape (batch,)."""
+LARGEST = 1e3  # sigma for methods with J if the denoiser names no `sigma_max`: rounding errors of J grow with sigma^2
 Linear = Operator | tuple[Map, Map] | Physics
 
 
@@ -58,7 +62,7 @@ def diffpir(
         ratio = s2 / unit
         return x0 + prior.solved(lambda v: ratio * v, r, weight / unit)[1]
 
-    return prior.named(posterior)
+    return prior.limited(posterior)
 
 
 @maker
@@ -89,7 +93,7 @@ def pigdm(
             u, _ = prior.solved(lambda v: white * v, r)
             return x0 + pulled(prior.operator.adjoint(u))
 
-    return prior.named(posterior)
+    return prior.limited(posterior, LARGEST)
 
 
 @maker
@@ -114,7 +118,7 @@ def mmps(denoiser: Denoiser, measurement: Tensor, operator: Linear, noise: float
         with prior.differentiable(y, sigma, kwargs) as (x0, r, _, pulled):
             return x0 + prior.solved(pulled, r)[1]
 
-    return prior.named(posterior)
+    return prior.limited(posterior, LARGEST)
 
 
 @maker
@@ -142,7 +146,7 @@ def jacobian_free(
         x0, r, s2 = prior.estimate(y, sigma, kwargs)
         return x0 + prior.solved(lambda v: covariance.given(v, s2), r)[1]
 
-    return prior.named(posterior)
+    return prior.limited(posterior)
 
 
 @maker
@@ -171,7 +175,7 @@ def dps(denoiser: Denoiser, measurement: Tensor, operator: Linear, noise: float,
             square = r.square().flatten(1).mean(1).clamp(min=prior.noise**2).reshape(-1, *[1] * (r.ndim - 1))
             return x0 + weight * pulled(prior.operator.adjoint(r / square))
 
-    return prior.named(posterior)
+    return prior.limited(posterior, LARGEST)
 
 
 # -- What they share --------------------------------------------------------------------------------------------------------
@@ -188,9 +192,9 @@ class _Prior:
     iterations: int
     looked: set[tuple[int, ...]] = field(default_factory=set)
 
-    def named(self, posterior: Denoiser) -> Denoiser:
-        """The posterior, which ends where the prior does."""
-        most = getattr(self.denoiser, "sigma_max", None)
+    def limited(self, posterior: Denoiser, most: float | None = None) -> Denoiser:
+        """The posterior with the largest sigma of the prior, or `most` if that names none."""
+        most = getattr(self.denoiser, "sigma_max", most)
         if most is not None:
             posterior.sigma_max = most  # type: ignore[attr-defined]
         return posterior
