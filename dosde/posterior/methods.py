@@ -38,7 +38,7 @@ Linear = Operator | tuple[Map, Map] | Physics
 def diffpir(
     denoiser: Denoiser, measurement: Tensor, operator: Linear, noise: float, weight: float = 1.0, iterations: int = 20
 ) -> Denoiser:
-    """The proximal step of DiffPIR (Zhu et al. 2023, arXiv 2305.08995, Eq. 13).
+    """The proximal step of DiffPIR (Zhu et al. 2023, arXiv 2305.08995).
 
         argmin_x |A x - measurement|^2 / s^2 + weight |x - D(y, sigma)|^2 / sigma^2
 
@@ -69,7 +69,7 @@ def diffpir(
 def pigdm(
     denoiser: Denoiser, measurement: Tensor, operator: Linear, noise: float, std: float = 1.0, iterations: int = 20
 ) -> Denoiser:
-    """PiGDM (Song et al. 2023, "Pseudoinverse-guided diffusion models", Eq. 8).
+    """PiGDM (Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems").
 
         x0 + sigma^2 J^T A^T (s^2 + r^2 A A^T)^-1 (measurement - A x0),        r^2 = sigma^2 c^2 / (sigma^2 + c^2)
 
