@@ -45,6 +45,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/few_step.py
 	$(BIN)/python benchmarks/few_step.py --process resshift
+	$(PIP) --no-deps azula einops
+	$(BIN)/python benchmarks/posterior.py
 	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/tune.py

@@ -132,14 +132,13 @@ def excess(error: float, floor: float) -> float:
 def patches(picture: str, seed: int) -> list[Problem]:
     """Two posteriors of a picture: of 16 patches at random, the one of median and the one of 4th largest variance."""
     g = torch.Generator().manual_seed(seed)
-    image = getattr(data, picture)()
-    grey = torch.from_numpy(np.asarray(color.rgb2gray(image) if image.ndim == 3 else image / 255.0)) * 2 - 1
-    prior = fit(cut(grey, 8000, g), 16, g)
+    light = grey(picture)
+    prior = fit(cut(light, 8000, g), 16, g)
     down = torch.zeros(4, 8, 8, dtype=torch.float64)
     for i in range(4):
         down[i, i // 2 * 4 : i // 2 * 4 + 4, i % 2 * 4 : i % 2 * 4 + 4] = 1 / 16
     A = down.reshape(4, 64)
-    y = cut(grey, 16, g) @ A.mT
+    y = cut(light, 16, g) @ A.mT
     up = torch.nn.functional.interpolate(y.reshape(-1, 1, 2, 2), size=(8, 8), mode="bilinear").reshape(-1, 1, 64)
     given = prior.given(y, A, noise=0.02)
     problems = [
@@ -201,6 +200,12 @@ def held_out() -> list[Problem]:
         spectrum(64, 1.7, 2),
         spectrum(64, 0.6, 2),
     ]
+
+
+def grey(picture: str) -> Tensor:
+    """A picture of skimage's in [-1, 1], (height, width), float64."""
+    image = getattr(data, picture)()
+    return torch.from_numpy(np.asarray(color.rgb2gray(image) if image.ndim == 3 else image / 255.0)) * 2 - 1
 
 
 def cut(grey: Tensor, count: int, g: torch.Generator) -> Tensor:

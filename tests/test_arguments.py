@@ -16,6 +16,7 @@ from dosde import (
     method,
     noise,
     objective,
+    posterior,
     prediction,
     presets,
     process,
@@ -50,6 +51,9 @@ JUNK = {
     "bytes": b"x",
 }
 X = torch.zeros(1, 3, 4, 4)
+A = posterior.downsampling((4, 4), (2, 2))
+D = lambda y, sigma: 0.5 * y  # noqa: E731
+MEASURED = (D, A(X), A, 0.1)
 M = marginals(P, 5)
 GOOD = {
     schedule.linear: (1e-4, 0.02, 1000),
@@ -109,6 +113,21 @@ GOOD = {
     prediction.convert: (X, X, X, P(0.2), "v", "x0"),
     dosde.cold.solve: (lambda x, x_hat0, t: x, X, lambda x0, t: x0, 5),
     dosde.cold.blur: (2.0,),
+    posterior.mmps: (*MEASURED, 8),
+    posterior.diffpir: (*MEASURED, 1.0, 20),
+    posterior.pigdm: (*MEASURED, 1.0, 20),
+    posterior.jacobian_free: (*MEASURED, posterior.Covariance(1.0), 20),
+    posterior.dps: (*MEASURED, 1.0),
+    posterior.scale: (D, X, 1.0, 8, None),
+    posterior.Operator: (A.forward, A.adjoint),
+    posterior.linear: (lambda x: x, (3, 4, 4)),
+    posterior.downsampling: ((4, 4), (2, 2)),
+    posterior.blur: (torch.ones(3, 3), "circular"),
+    posterior.mask: (torch.ones(4, 4),),
+    posterior.grey: ((0.3, 0.6, 0.1),),
+    posterior.matrix: (torch.ones(2, 3),),
+    posterior.Covariance: (1.0, lambda x: x, lambda x: x),
+    posterior.full: (torch.eye(3),),
 }
 
 

@@ -13,6 +13,7 @@ import few_step
 import overhead
 import paper_tables
 import pipeline_memory
+import posterior
 import pytest
 import report
 import shipped
@@ -29,6 +30,7 @@ HAVE_EXAMPLES = (
     "own_model.md",
     "methods.md",
     "few_steps.md",
+    "posterior.md",
     "extending.md",
     "embedded.md",
     "interop.md",
@@ -78,7 +80,19 @@ def test_files_that_are_named_exist(path):
         assert (ROOT / name).exists(), name
 
 
-BENCHMARKS = (agreement, ablation, convergence, few_step, overhead, paper_tables, pipeline_memory, shipped, stability, tune)
+BENCHMARKS = (
+    agreement,
+    ablation,
+    convergence,
+    few_step,
+    overhead,
+    paper_tables,
+    pipeline_memory,
+    posterior,
+    shipped,
+    stability,
+    tune,
+)
 REPORTS = [*(benchmark.REPORT for benchmark in BENCHMARKS), few_step.RESSHIFT]
 
 

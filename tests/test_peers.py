@@ -10,6 +10,7 @@ import pytest
 import torch
 from instances import seeded
 from peers import PEERS, exact, exponential, taylor
+from posterior import Measured, of_azula, of_the_field
 
 BY_NAME = {peer.name: peer for peer in PEERS}
 LAMS = np.geomspace(20, 0.02, 11).tolist()
@@ -205,3 +206,19 @@ def test_slope(name):
     steps = 320 if order == 2 else 80
     slope = math.log2(error(sampler, steps) / error(sampler, 2 * steps))
     assert slope == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("lams", GRIDS, ids=["even", "uneven", "to 0"])
+@pytest.mark.parametrize(("name", "same"), [("azula DDIM", "euler"), ("azula xEAB 2", "log-linear 2")])
+def test_against_azula(name, same, lams):
+    """On the noise levels and the denoiser of benchmarks/posterior.py, with a call at the last level or without."""
+    pytest.importorskip("azula.sample")
+    final, levels = lams[-1] == 0, lams[:-1] if lams[-1] == 0 else lams
+    problem = Measured(None, lambda y, sigma: mixture(y, float(sigma[0])), torch.zeros(1, 64))
+    if same == "euler":
+        expected = of_the_field(same)(problem, levels, final, 4)
+    else:
+        y = levels[0] * torch.randn(4, 64, generator=seeded())
+        sample = exponential(exact, 2)
+        expected = sample(lambda y, lam: problem.denoiser(y, torch.full((4,), lam)), y, lams, noises())
+    assert worst(of_azula(name)(problem, levels, final, 4), expected) < 1e-4

@@ -86,8 +86,8 @@ def from_denoiser(denoiser: Callable[..., Any], process: Process, **kwargs: Any)
     return FromDenoiser(denoiser, process, kwargs)
 
 
-def called(network: Callable[..., Any], y: Tensor, time: float, kwargs: Mapping[str, Any]) -> Tensor:
-    """What a network returns for y and a time, or a sigma, of each sample; in its dtype, on its device, and back.
+def called(network: Callable[..., Any], y: Tensor, time: float | Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """What a network returns for y and a time, or a sigma, of all samples or of each; in its dtype, on its device, and back.
 
     Raises:
         ValueError: for an output of another shape.
@@ -95,7 +95,8 @@ def called(network: Callable[..., Any], y: Tensor, time: float, kwargs: Mapping[
     """
     own = next((p for p in network.parameters() if p.is_floating_point()), None) if isinstance(network, nn.Module) else None
     at = y if own is None else y.to(own)
-    value: object = network(at, torch.full((len(at),), time, dtype=at.dtype, device=at.device), **kwargs)
+    times = time.to(at) if isinstance(time, Tensor) else torch.full((len(at),), time, dtype=at.dtype, device=at.device)
+    value: object = network(at, times, **kwargs)
     found = tensor_in(value)
     if found is None:
         raise RefusedType("denoiser", value, "a tensor is needed", f"returned {check.form(value)}")
