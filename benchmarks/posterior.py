@@ -1,6 +1,6 @@
 """Posteriors of measurements in few calls: ours and other samplers on the same denoiser, on priors whose posteriors are known.
 
-    python benchmarks/posterior.py            (five minutes on a core; --quick, on a part, half a minute)
+    python benchmarks/posterior.py            (six minutes on a core; --quick, on a part, half a minute)
 
 Priors are Gaussians and a mixture over 8x8 patches; measurements are 4x super-resolution, inpainting and deblurring with noise
 of std 0.02. Gaussian priors are conditioned by `posterior.jacobian_free`, which is exact for them, and the mixture by

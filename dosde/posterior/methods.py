@@ -81,7 +81,7 @@ def pigdm(
         measurement: as in `diffpir`.
         operator: as in `diffpir`.
         noise: as in `diffpir`.
-        std: c, that of the data.
+        std: c, that of the data, or of their strongest mode: where the data vary more than c, the guidance overshoots.
         iterations: as in `diffpir`.
     """
     prior = _prior(denoiser, measurement, operator, noise, iterations)
@@ -155,10 +155,10 @@ def dps(denoiser: Denoiser, measurement: Tensor, operator: Linear, noise: float,
 
         x0 + weight sigma^2 J^T A^T r / max(s^2, mean r^2),        r = measurement - A x0
 
-    DPS steps along the gradient of |r|^2 by weight/|r| after each of its 1,000 steps of DDPM, which belongs to that sampler. Of
-    a denoiser it leaves a bounded guidance: the gradient of the logarithm of N(measurement; A x0, s^2), where s^2 is at least
-    the mean square of r. It knows no variance of x0 given y, and its law is right for no prior: use it where A V A^T cannot be
-    had. Cost: a network call and a VJP.
+    DPS steps along the gradient of |r|^2 by weight/|r| after each of its 1,000 steps of DDPM, which belongs to that sampler.
+    For a denoiser it is the gradient of the logarithm of N(measurement; A x0, s^2), where s^2 is at least the mean square of
+    r. It knows no variance of x0 given y: its law is right for no prior, and in few calls it overshoots. It is here for
+    comparison. Cost: a network call and a VJP.
 
     Args:
         denoiser: as in `mmps`.
