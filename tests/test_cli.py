@@ -305,7 +305,7 @@ def test_two_processes_may_write_one_file(tmp_path):
     code = (
         "import torch; from pathlib import Path; from backbones.pictures import io as images\n"
         "picture = images.Picture(torch.rand(1, 3, 200, 200), None, 8, None)\n"
-        f"for _ in range(150): images.write(Path({str(tmp_path / 'a.png')!r}), picture)"
+        f"for _ in range(40): images.write(Path({str(tmp_path / 'a.png')!r}), picture)"
     )
     runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     while any(one.poll() is None for one in runs):

@@ -532,9 +532,6 @@ def test_the_official_callbacks_of_guidance(pipe):
         return {"negative_prompt_embeds": values["negative_prompt_embeds"] + 1}
 
     inputs = ["negative_prompt_embeds"]
-    made = pipe(
-        pictures, callback_on_step_end=weaker, callback_on_step_end_tensor_inputs=inputs, generator=seeded(), **how
-    ).images
     weak, calls = pipe.denoiser(ready.hint, context, pipe.encode_prompt("") + 1, 2.0), []
 
     def changed(x, x_hat0, t):
@@ -546,7 +543,6 @@ def test_the_official_callbacks_of_guidance(pipe):
         how |= {"num_inference_steps": 2}
         assert torch.equal(two, pipe(pictures, callback_on_step_end=weaker, generator=seeded(),
                                      callback_on_step_end_tensor_inputs=inputs, **how).images)  # fmt: skip
-    assert made.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -937,12 +933,12 @@ def test_two_threads_on_one_pipeline_get_what_they_would_get_alone(pipe):
     assert seen == [True] * 4
 
 
-@pytest.mark.parametrize("how", ["converted", "saved, fp16", "saved, .bin", "saved, sharded, fp16"])
+@pytest.mark.parametrize("how", ["converted", "saved, .bin", "saved, sharded, fp16"])
 def test_folders_of_every_kind_are_read(pipe, sd21_folder, tmp_path, how, caplog):
     """By DoSSRPipeline without a word, by diffusers' own DiffusionPipeline, and converted back to the same weights."""
     options = {"safe_serialization": "bin" not in how}
     options |= {"variant": "fp16"} if "fp16" in how else {}
-    options |= {"max_shard_size": "1MB"} if "sharded" in how else {}
+    options |= {"max_shard_size": "8MB"} if "sharded" in how else {}  # of the large components
     if how == "converted":
         place = sd21_folder
     else:

@@ -223,8 +223,8 @@ def _described(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Config, Mappi
             shown = f"{path} holds weights of {what}, which `dosde train` trained, and no network of the backbone embedded"
             raise Refused("checkpoint", path, needed, shown)
     if said is None:
-        what = kind_of_tensors({name: tensor.shape for name, tensor in tensors.items()}, noted)
-        shown = f"{path} is {what or 'no network of the backbone embedded'} (it does not say {_KEY})"
+        kind = kind_of_tensors({name: tensor.shape for name, tensor in tensors.items()}, noted)
+        shown = f"{path} is {kind or 'no network of the backbone embedded'} (it does not say {_KEY})"
         raise Refused("checkpoint", path, "a file that `dosde train` or `embedded.save` wrote is needed", shown)
     try:
         made = json.loads(said)
