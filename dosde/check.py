@@ -126,7 +126,11 @@ def typed(function: Callable[A, R]) -> Callable[A, R]:
 
     @functools.wraps(function)
     def checked(*args: A.args, **kwargs: A.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # a word too much or too few: Python says it better, with the name of the function
+            return function(*args, **kwargs)
+        for name, value in given.items():
             allowed, needed = kinds().get(name, ((), ""))
             if allowed and not any(_is(value, kind) for kind in allowed):
                 raise RefusedType(name, value, needed)

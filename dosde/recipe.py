@@ -35,7 +35,10 @@ def maker(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = inspect.signature(function).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+        except TypeError:  # a word too much or too few: Python says it better, with the name of the function
+            return function(*args, **kwargs)
         bound.apply_defaults()
         bound.arguments.update({name: _copied(value) for name, value in bound.arguments.items()})
         return cast(R, Made(make, bound, cast(Callable[..., Any], made(*bound.args, **bound.kwargs))))

@@ -146,3 +146,9 @@ def test_junk_is_refused_in_one_line(function):
                 short = "\n" not in str(error) and len(str(error)) < 400
                 if not (isinstance(error, Refused) and short):
                     pytest.fail(f"argument {i}, {name}: {type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("function", [schedule.linear, method.dos, presets.few_step, grid.karras])
+def test_a_word_too_much_names_the_function(function):
+    with pytest.raises(TypeError, match=rf"{function.__name__}\(\) got an unexpected keyword argument 'colour'"):
+        function(colour=3)
