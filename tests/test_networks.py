@@ -76,8 +76,7 @@ def test_one_prior_through_every_convention_is_one_x_theta(name, process):
     p = model.process
     x_hat0, y = randn(2, 3), randn(2, 3)
     lams = torch.logspace(-2, math.log10(min(float(p(p.t1).lam), model.sigma_max, 1e3) * 0.999), 20, dtype=DOUBLE)
-    for lam in lams[lams >= p(0.0).lam]:
-        t = p.time(lam)
+    for t in p.time(lams[lams >= p(0.0).lam]):
         m = p(t)
         net.lam = float(m.lam)
         expected = MEAN + STD**2 / (STD**2 + m.lam**2) * (y - MEAN)
