@@ -28,6 +28,7 @@ Callback = Callable[[int, Tensor, Tensor, Tensor], object]
 """(step, t, x, x_theta) -> anything."""
 
 
+@through.eager
 def solve(
     model: Model,
     x_hat0: Tensor,

@@ -1,10 +1,11 @@
 """The model of the loop, watched or with its graph, and the arithmetic of a solve that gradients flow through."""
 
 import functools
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,25 @@ from .noise import Noise
 from .placement import state_dtype
 from .prediction import Denoiser
 from .step import Coefficient, Step
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which torch.compile around it calls as it is: its loop is host code. A compiled model stays compiled."""
+
+    disabled: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:  # nothing was compiled; the import takes a second
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+        return disabled[0](*args, **kwargs)
+
+    return called
 
 
 class Through:

@@ -102,6 +102,23 @@ def test_torch_func_around_a_whole_solve():
     assert torch.allclose(reverse, (run(one, weight + step) - run(one, weight - step)) / (2 * step), atol=1e-7)
 
 
+def test_torch_compile_around_a_whole_solve():
+    """It calls the solve as it is; a network that is compiled itself stays compiled."""
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(module)
+        return module.forward
+
+    net = torch.nn.Linear(2, 2)
+    for inner in (net, torch.compile(net, backend=backend)):
+        model = dosde.Denoiser(lambda x, x_hat0, t, inner=inner: inner(x), PROCESS, "x0")
+        run = lambda x, model=model: 2 * dosde.solve(model, x, 3, noise=seeded())  # noqa: E731
+        x_hat0 = torch.zeros(1, 2)
+        assert torch.equal(torch.compile(run, backend="eager")(x_hat0), run(x_hat0))
+    assert len(compiled) >= 1
+
+
 def test_checkpointing_calls_the_model_again():
     calls = []
 
