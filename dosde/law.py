@@ -146,6 +146,8 @@ def sensitivity(plan: Plan) -> Tensor:
             found[k - age] = found[k - age] + weight * kept
         kept = kept * plan[k].keep
     last = plan.marginals[-1].a
+    if not last.ndim and not any(isinstance(v, Tensor) for v in found):
+        return torch.tensor(found, dtype=torch.float64, device="cpu") / last
     shape = np.broadcast_shapes(last.shape, *(v.shape for v in found if isinstance(v, Tensor)))
     return torch.stack([torch.where(last > 0, v / torch.where(last > 0, last, 1.0) + zero, 0.0).expand(shape) for v in found])
 
