@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "Backbone", "device", "load", "module", "named_by", "upscale"]
 
-NAMES = ("embedded", "gaussian", "sd21", "resshift")
+NAMES = ("embedded", "gaussian", "sd21", "resshift", "gan")
 
 
 def module(name: str) -> ModuleType:
@@ -38,6 +38,10 @@ def module(name: str) -> ModuleType:
         from .resshift import loading as resshift
 
         return resshift
+    if name == "gan":
+        from .gan import loading as gan
+
+        return gan
     from dosde.check import Refused
 
     raise Refused("backbone", name, f"one of {', '.join(NAMES)}")
@@ -48,8 +52,8 @@ def load(name: str, **options: Any) -> "Backbone":
 
     Args:
         name: one of `NAMES`.
-        options: the keywords of `backbones.embedded.load`, or of the `load` of `backbones.sd21.loading` or
-            `backbones.resshift.loading`, which need `weights`.
+        options: the keywords of `backbones.embedded.load`, or of the `load` of `backbones.sd21.loading`,
+            `backbones.resshift.loading` or `backbones.gan.loading`, which need `weights`.
 
     Raises:
         Refused: for another name, an option that is wrong, and weights that cannot be loaded.
@@ -59,7 +63,7 @@ def load(name: str, **options: Any) -> "Backbone":
     try:
         backbone: Backbone = own.load(**options)
     except ImportError as error:
-        extra = "sd21" if name in ("sd21", "resshift") else "images"
+        extra = "sd21" if name in ("sd21", "resshift", "gan") else "images"
         said = f"the backbone {name} needs the extra {extra!r} (in the repository: pip install '.[{extra}]') ({error})"
         raise ImportError(said, name=error.name) from error
     return backbone
@@ -69,9 +73,12 @@ def named_by(weights: str | Path) -> str:
     """The name of the backbone that a folder, or a released file, of weights is for: by what it holds."""
     from dosde.check import Refused
 
+    from .gan import names as gan
     from .resshift import folders, names
 
     try:
+        if gan.released(weights):
+            return "gan"
         resshift = folders.is_resshift(Path(weights)) or names.released(weights)
     except Refused:  # by the backbone, then
         resshift = False

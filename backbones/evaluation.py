@@ -6,7 +6,7 @@
 
 with Y the brightness of BT.601, from 16 to 235, not rounded, and a border cut off; m, m', s, s', s'' are the means, variances
 and covariance under a Gaussian window of std 1.5 and 11 x 11 pixels, where it lies within the picture (Wang et al. 2004).
-Other metrics are those of pyiqa, on R, G, B of the whole picture.
+Other metrics are of R, G, B of the whole picture (`pictures.metrics`).
 
 A number without its protocol means little: `document` says what was measured and how, and `compare` refuses two that differ.
 """

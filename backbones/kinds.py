@@ -311,6 +311,9 @@ def _with(*patterns: str) -> Callable[[_Names], bool]:
     return lambda names: all(names.has(pattern) for pattern in patterns)
 
 
+RRDBNETS = ("an RRDBNet (ESRGAN, BSRGAN)", "an ESRGAN in its first names")
+"""What `kind_of_tensors` says of the networks of `backbones.gan`."""
+
 _UNET = r"model\.diffusion_model\."
 _NETWORKS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (  # the first that is told by its names
     ("a LoRA", _with(r".*(lora_(up|down|A|B)\b|\.lora\.|lora_unet_|lora_te|hada_w1|lokr_w|oft_blocks)")),
@@ -333,8 +336,8 @@ _NETWORKS: tuple[tuple[str, Callable[[_Names], bool]], ...] = (  # the first tha
     ("a VAE alone", _with(r"(first_stage_model\.)?encoder\.conv_in", r"(first_stage_model\.)?decoder\.conv_out")),
     ("the encoder of a VAE alone", _with(r"(cond_encoder\.)?encoder\.conv_in")),
     ("a text tower alone", _with(r"(text_model\.|cond_stage_model\.|transformer\.resblocks\.|token_embedding\.)")),
-    ("an RRDBNet (ESRGAN, BSRGAN)", _with(r"(preprocess_model\.)?(body\.0\.rdb1\.|RRDB_trunk\.)")),
-    ("an ESRGAN in its first names", _with(r"model\.1\.sub\.0\.RDB1\.")),
+    (RRDBNETS[0], _with(r"(preprocess_model\.)?(body\.0\.rdb1\.|RRDB_trunk\.)")),
+    (RRDBNETS[1], _with(r"model\.1\.sub\.0\.RDB1\.")),
     ("a SwinIR", _with(r"conv_first\.", r"layers\.0\.residual_group\.")),
     ("a compact network of Real-ESRGAN", _with(r"body\.0\.weight", r"body\.1\.weight", r"body\.2\.weight")),
     ("a ResNet", _with(r"layer1\.0\.conv1\.", r"fc\.")),

@@ -487,7 +487,7 @@ def test_nan_is_a_failure_not_a_number(pair):
         (["--pairs", "half"], "--pairs: half; it has lr/, and hr/ beside it is needed"),
         (["--pairs", "pair", "--results", "missing"], "--results: missing; no such folder"),
         (["--pairs", "pair", "--results", "empty"], "--results: empty; a folder with pictures (.png"),
-        (["--pairs", "pair", "--metrics", "psnr,fid"], "--metrics: 'fid'; of psnr, ssim, lpips, clipiqa, musiq, maniqa, topiq"),
+        (["--pairs", "pair", "--metrics", "psnr,fid"], "--metrics: 'fid'; of psnr, ssim, lpips, lpips_vgg, dists, clipiqa"),
         (["--pairs", "pair", "--metrics", ""], "--metrics: ''; of psnr, ssim"),
         (["--pairs", "pair", "--border", "-1"], "--border: -1; a number from 0 to 21 is needed"),
         (["--pairs", "pair", "--border", "22"], "--border: 22; a number from 0 to 21 is needed"),
@@ -633,7 +633,7 @@ def test_metrics_of_pyiqa(pair, tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["lpips", "clipiqa", "musiq", "maniqa", "topiq"])
+@pytest.mark.parametrize("name", ["lpips", "lpips_vgg", "dists", "clipiqa", "musiq", "maniqa", "topiq"])
 def test_without_pyiqa(pair, monkeypatch, capsys, name):
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     assert run("--pairs", pair, "--steps", "1") == 0  # which has no use for it
@@ -642,7 +642,8 @@ def test_without_pyiqa(pair, monkeypatch, capsys, name):
         run("--pairs", pair, "--metrics", f"psnr,{name}")
     assert stopped.value.code == 2
     printed = capsys.readouterr()
-    needs = "needs the extra 'iqa' (in the repository: pip install '.[iqa]')"
+    own = "a folder of weights (--metric-weights), or " if name in ("lpips", "lpips_vgg", "dists") else ""
+    needs = f"needs {own}the extra 'iqa' (in the repository: pip install '.[iqa]')"
     assert printed.err.splitlines()[-1] == f"dosde evaluate: error: --metrics: {name}; {needs}"
     assert printed.out == ""
 

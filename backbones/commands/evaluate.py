@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from .options import Commands
 
+_METRICS = "psnr, ssim, lpips, lpips_vgg, dists, clipiqa, musiq, maniqa, topiq"  # of backbones.pictures.metrics, without torch
+
 
 def add(commands: "Commands") -> argparse.ArgumentParser:
     """Adds the command to the command line."""
@@ -48,7 +50,8 @@ def add(commands: "Commands") -> argparse.ArgumentParser:
         "       dosde evaluate --compare FILE... [--across KEY,...]",
         help="measure upscaled pictures against the truth, and compare such measurements",
         description="Upscale the pictures of low resolution in a folder, or take the results of any tool, and measure them "
-        "against those of high resolution: PSNR and SSIM of brightness as the field reports them, and metrics of pyiqa.",
+        "against those of high resolution: PSNR and SSIM of brightness as the field reports them, LPIPS, DISTS, and metrics of "
+        "pyiqa.",
         epilog="docs/evaluate.md says what is measured, how, and what the file of -o holds.",
     )
     _add_evaluation(parser.add_argument)
@@ -65,7 +68,8 @@ def _add_evaluation(add: Callable[..., object]) -> None:
     add("--lr", type=path_of, metavar="FOLDER", help="with --hr: pictures of low resolution (default: made, bicubic)")
     add("--results", type=path_of, metavar="FOLDER", help="pictures to measure: NAME, NAMExSCALE or NAME_xSCALE")
     add("-o", "--out", type=path_of, metavar="FILE", help="JSON: protocol, means, every picture")
-    add("--metrics", metavar="NAME,...", help="of psnr, ssim, lpips, clipiqa, musiq, maniqa, topiq (default: psnr,ssim)")
+    add("--metrics", metavar="NAME,...", help=f"of {_METRICS} (default: psnr,ssim)")
+    add("--metric-weights", type=path_of, metavar="FOLDER", help="of lpips, lpips_vgg, dists (default: those of pyiqa)")
     add("--border", type=whole_number, metavar="PIXELS", help="cut off for PSNR and SSIM at each side (default: the scale)")
     add("--crop", type=whole_number, metavar="PIXELS", help="measure a square in the middle (default: whole pictures)")
     add("--nfe", type=whole_number, metavar="CALLS", help="of --results: network calls a picture, for the protocol")
@@ -82,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_use(arguments: argparse.Namespace) -> None:
     """Refuses options that are for another use of the command."""
     given = {option: value for option, value in vars(arguments).items() if value is not None and option != "run"}
-    measuring = {"pairs", "hr", "lr", "out", "metrics", "border", "crop", "scale", "seed", "results", "nfe"}
+    measuring = {"pairs", "hr", "lr", "out", "metrics", "metric_weights", "border", "crop", "scale", "seed", "results", "nfe"}
     known = {"compare", "pairs", "hr"} & set(given)
     require(bool(known), "--pairs", None, "a folder of pictures is needed, or --compare and files, or --hr", "none")
     for option, value in given.items():
@@ -140,7 +144,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             if arguments.out is not None:
                 evaluation.check_out(arguments.out)
                 _check_no_input(arguments.out, pairs, solver.options.get("weights") if solver else None)
-            by = metrics.metrics(names, border, backbones.device(device))
+            by = metrics.metrics(names, border, backbones.device(device), arguments.metric_weights)
     except ImportError as error:
         raise Unusable(f"dosde evaluate {NEEDS_IMAGES} ({error})") from None
     except OSError as error:

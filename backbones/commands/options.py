@@ -28,11 +28,13 @@ METHODS: dict[str, int | None] = {"dos": 3, "adams": None, "ode": None, "resshif
 """Methods of `dosde.method`, each with its highest order; None is any."""
 FEW_STEP = "few_step"  # presets.few_step: the method and the times follow from the backbone's residual scale
 NEEDS_IMAGES = "needs the extra 'images' (in the repository: pip install '.[images]')"
-WITH_DIFFUSERS = ("sd21", "resshift")
-NEEDS_SD21 = "the backbones sd21 and resshift need the extra 'sd21' (in the repository: pip install '.[sd21]')"
+WITH_DIFFUSERS = ("sd21", "resshift", "gan")
+NEEDS_SD21 = "the backbones sd21, resshift and gan need the extra 'sd21' (in the repository: pip install '.[sd21]')"
 
 
-_BACKBONE = "embedded, gaussian, sd21, resshift, or package.module:name (default: embedded; with --weights what they are of)"
+_BACKBONE = (
+    "embedded, gaussian, sd21, resshift, gan, or package.module:name (default: embedded; with --weights what they are of)"
+)
 
 
 class Unusable(Exception):
@@ -69,7 +71,7 @@ def add_solver(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=whole_number,
         default=DEFAULTS["steps"],
-        help="model calls a picture (default: 5; resshift: as in training)",
+        help="model calls a picture (default: 5; resshift: as in training; gan: 1)",
     )
     add("--order", type=whole_number, help="order of the solver, 1 to --steps (default: 3, or --steps if less)")
     add("--method", choices=[*METHODS, FEW_STEP], help="solver (default: the backbone's)")
@@ -244,6 +246,9 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
     scale, steps, order = arguments.scale, arguments.steps, arguments.order
     name, options = _backbone(arguments)
     steps = _usual_steps(name, options) if steps is None else steps
+    needed = "the backbone gan calls its network once, without a solver; leave it out"
+    require(name != "gan" or how is None, "--method", how, needed)
+    require(name != "gan" or steps == 1, "--steps", steps, needed)
     limit = steps if most is None else min(most, steps)
     if order is None and how is not None:
         order = min(3, limit)
@@ -257,9 +262,9 @@ def solver_of(arguments: argparse.Namespace, command: str) -> Solver:
 
 
 def _usual_steps(name: str, options: Mapping[str, Any]) -> int:
-    """The steps where the user gives none: those that ResShift's networks were trained with, and 5 of the others."""
+    """The steps where the user gives none: ResShift's networks were trained with a number of them, a GAN has one call."""
     if name != "resshift":
-        return 5
+        return 1 if name == "gan" else 5
     from backbones.resshift import folders
 
     return folders.steps_of(Path(options["weights"])) or 5

@@ -6,12 +6,15 @@
 
 with Y the brightness of BT.601, from 16 to 235, not rounded, and a border cut off; m, m', s, s', s'' are the means, variances
 and covariance under a Gaussian window of std 1.5 and 11 x 11 pixels, where it lies within the picture (Wang et al. 2004).
-Other metrics are those of pyiqa, on R, G, B of the whole picture.
+Other metrics are of R, G, B of the whole picture: LPIPS and DISTS by `perceptual` where there is a folder of weights, and all
+else by pyiqa.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,11 +22,12 @@ from torch import Tensor
 
 from dosde.check import Refused
 
+from . import perceptual
 from .io import Array
 from .values import unit
 
-_IQA = {"lpips": "lpips", "clipiqa": "clipiqa", "musiq": "musiq", "maniqa": "maniqa", "topiq": "topiq_nr"}
-_WITH_REFERENCE = ("lpips",)
+_WITH_REFERENCE = {"lpips": "lpips", "lpips_vgg": "lpips-vgg", "dists": "dists"}
+_IQA = {**_WITH_REFERENCE, "clipiqa": "clipiqa", "musiq": "musiq", "maniqa": "maniqa", "topiq": "topiq_nr"}  # pyiqa's names
 WINDOW = 11
 """Pixels a side that SSIM needs."""
 
@@ -111,24 +115,38 @@ class Metric:
     lower_better: bool = False
 
 
-def metrics(names: Sequence[str], border: int, device: torch.device | str = "cpu") -> dict[str, Metric]:
+def metrics(
+    names: Sequence[str], border: int, device: torch.device | str = "cpu", metric_weights: str | Path | None = None
+) -> dict[str, Metric]:
     """The metrics of these names.
 
     Args:
         names: some of `METRICS`.
         border: pixels that PSNR and SSIM cut off at each side.
-        device: of the networks of pyiqa, which downloads their weights once.
+        device: of the networks.
+        metric_weights: the folder of the weights of LPIPS and DISTS; without one they are pyiqa's, which downloads its weights.
 
     Raises:
-        Refused: for another name, and where pyiqa, or one of its metrics, cannot be loaded.
+        Refused: for another name, for weights that are missing, and where pyiqa, or one of its metrics, cannot be loaded.
     """
     check_metrics(names)
+    if metric_weights is not None and not set(names) & set(_WITH_REFERENCE):
+        needed = f"it is for the metrics {', '.join(_WITH_REFERENCE)}"
+        raise Refused("metric_weights", metric_weights, needed, str(metric_weights))
     by = f"on `channel` without the border, range 255; scikit-image {version('scikit-image')}"
     own = {
         "psnr": Metric(lambda picture, truth: psnr(picture, truth, border), f"dB, {by}"),
         "ssim": Metric(lambda picture, truth: ssim(picture, truth, border), f"Gaussian window 11x11, std 1.5, {by}"),
     }
-    return {name: own[name] if name in own else _iqa(name, device) for name in names}
+    made = {}
+    for name in names:
+        if name in own:
+            made[name] = own[name]
+        elif name in _WITH_REFERENCE and metric_weights is not None:
+            made[name] = _perceptual(name, device, Path(metric_weights))
+        else:
+            made[name] = _iqa(name, device)
+    return made
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -142,12 +160,31 @@ def check_metrics(names: Sequence[str]) -> None:
         raise Refused("metrics", list(names), f"of {', '.join(METRICS)}", ", ".join(map(repr, unknown)) or "none")
 
 
+def _perceptual(name: str, device: torch.device | str, folder: Path) -> Metric:
+    """LPIPS or DISTS, by the weights in a folder."""
+    files = perceptual.files(folder, name)
+    network = (
+        perceptual.dists(folder) if name == "dists" else perceptual.lpips(folder, "vgg" if name == "lpips_vgg" else "alex")
+    )
+    network.to(device)
+    what = {"lpips": "LPIPS 0.1, AlexNet", "lpips_vgg": "LPIPS 0.1, VGG16", "dists": "DISTS, VGG16"}[name]
+    digests = ", ".join(hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files)
+    text = f"{what}, on R, G, B with the border, with reference, lower is better; SHA-256 of its weights {digests}"
+
+    @torch.no_grad()
+    def value(picture: Tensor, truth: Tensor) -> float:
+        return float(network(picture.to(device), truth.to(device)))
+
+    return Metric(value, text, lower_better=True)
+
+
 def _iqa(name: str, device: torch.device | str) -> Metric:
     try:
         import pyiqa
     except ImportError as error:
         why = "" if error.name == "pyiqa" else f" ({error})"
-        needs = f"needs the extra 'iqa' (in the repository: pip install '.[iqa]'){why}"
+        own = "needs a folder of weights (--metric-weights), or " if name in _WITH_REFERENCE else "needs "
+        needs = f"{own}the extra 'iqa' (in the repository: pip install '.[iqa]'){why}"
         raise Refused("metrics", name, needs, name) from None
     theirs, reference = _IQA[name], name in _WITH_REFERENCE
     try:

@@ -1,7 +1,7 @@
-"""RRDBNet, the network of ESRGAN, BSRGAN and Real-ESRGAN: a picture four (or two, or one) times as large.
+"""RRDBNet, the network of ESRGAN, BSRGAN and Real-ESRGAN: a picture four (or another power of two) times as large.
 
-    f = conv_first(y),   y the picture, its pixels unshuffled by 4/scale
-    f = f + conv_body(body(f)),   up twice: conv(nearest x2),   out = conv_last(conv_hr(f))
+    f = conv_first(y),   y the picture, its pixels unshuffled by 2^num_up/scale
+    f = f + conv_body(body(f)),   num_up times (usually twice): conv(nearest x2),   out = conv_last(conv_hr(f))
 
 A block of the body is three dense blocks, r(x) = x + 0.2 d3(d2(d1(x))); a dense block has five convolutions, each of x and of
 all before it, and is d(x) = x + 0.2 conv5(...). LeakyReLU of slope 0.2 follows convolutions 1 to 4, the upsampling's, conv_hr.
@@ -25,8 +25,14 @@ from dosde.check import Refused
 _OLDER = (
     (r"^RRDB_trunk\.(\d+)\.RDB([123])\.", r"body.\1.rdb\2."),
     (r"^trunk_conv\.", "conv_body."),
-    (r"^upconv([12])\.", r"conv_up\1."),
+    (r"^upconv(\d)\.", r"conv_up\1."),
     (r"^HRconv\.", "conv_hr."),
+)
+# Those of the first ESRGAN, which most networks of other people have. Its last convolutions are numbered among other layers.
+_FIRST = (
+    (r"^model\.0\.", "conv_first."),
+    (r"^model\.1\.sub\.(\d+)\.RDB([123])\.conv([1-5])\.0\.", r"body.\1.rdb\2.conv\3."),
+    (r"^model\.1\.sub\.\d+\.(weight|bias)$", r"conv_body.\1"),
 )
 
 
@@ -41,7 +47,8 @@ class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has n
         num_feat: features of the body.
         num_block: blocks of the body.
         num_grow_ch: features that each convolution of a dense block adds.
-        scale: 4; or 2 and 1, which fold 2x2 and 4x4 pixels into the channels first.
+        scale: 2^num_up; or a half and a quarter of it, which fold 2x2 and 4x4 pixels into the channels first.
+        num_up: how often the features are doubled in size.
 
     Raises:
         Refused: another scale, a size below 1, a picture of another shape.
@@ -56,10 +63,14 @@ class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has n
         num_block: int = 23,
         num_grow_ch: int = 32,
         scale: int = 4,
+        num_up: int = 2,
     ) -> None:
         super().__init__()
-        if scale not in (1, 2, 4):
-            raise Refused("scale", scale, "1, 2 or 4 is needed")
+        if not 0 <= num_up <= 5:
+            raise Refused("num_up", num_up, "a number from 0 to 5 is needed")
+        scales = [2**up for up in range(max(0, num_up - 2), num_up + 1)]
+        if scale not in scales:
+            raise Refused("scale", scale, f"{', '.join(map(str, scales[:-1]))}{' or ' * (num_up > 0)}{scales[-1]} is needed")
         for name, size in {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -69,12 +80,14 @@ class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has n
         }.items():
             if size < 1:
                 raise Refused(name, size, "at least 1 is needed")
-        self.in_channels, self.fold = in_channels, 4 // scale
+        self.in_channels, self.fold = in_channels, 2**num_up // scale
+        self.scale = scale
         self.conv_first = _conv(in_channels * self.fold**2, num_feat)
         self.body = nn.Sequential(*(_Block(num_feat, num_grow_ch) for _ in range(num_block)))
         self.conv_body = _conv(num_feat, num_feat)
-        self.conv_up1 = _conv(num_feat, num_feat)
-        self.conv_up2 = _conv(num_feat, num_feat)
+        self.ups = [f"conv_up{k + 1}" for k in range(num_up)]
+        for name in self.ups:
+            setattr(self, name, _conv(num_feat, num_feat))
         self.conv_hr = _conv(num_feat, num_feat)
         self.conv_last = _conv(num_feat, out_channels)
 
@@ -92,13 +105,12 @@ class RRDBNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has n
         f = first + self.conv_body(self.body(first))
         del first
         # The largest tensors are here, of 16 times the pixels: never more than the input and the output of one convolution.
-        for conv in (self.conv_up1, self.conv_up2):
+        for name in self.ups:
             f = F.interpolate(f, scale_factor=2, mode="nearest")
-            f = _leaky(conv(f))
+            f = _leaky(getattr(self, name)(f))
         f = _leaky(self.conv_hr(f))
-        scale = 4 // self.fold
         out: Tensor = self.conv_last(f)
-        return out[..., : scale * h, : scale * w]
+        return out[..., : self.scale * h, : self.scale * w]
 
 
 class _Block(nn.Module):
@@ -141,7 +153,7 @@ def _leaky(x: Tensor) -> Tensor:
 def config_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """The arguments of `RRDBNet` whose tensors, by Real-ESRGAN's names, have these shapes.
 
-    A first convolution with 4 or 16 times the channels of the last one is read as scale 2 or 1.
+    A first convolution with 4 or 16 times the channels of the last one is read as one of 2x2 or 4x4 pixels folded.
 
     Raises:
         Refused: a tensor is missing or has no convolution's shape; the error names it.
@@ -159,7 +171,10 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     features, inputs = sides("conv_first.weight")
     outputs = sides("conv_last.weight")[0]
     growth = sides("body.0.rdb1.conv1.weight")[0]
+    ups = len([name for name in shapes if re.fullmatch(r"conv_up\d\.bias", name)])
     fold = {4 * outputs: 2, 16 * outputs: 4}.get(inputs, 1)
+    if fold > 2**ups:
+        raise Refused("conv_first.weight", inputs, f"{outputs * 4**ups} input channels at most are needed", f"{inputs} of them")
     return {
         "in_channels": inputs // fold**2,
         "out_channels": outputs,
@@ -167,17 +182,18 @@ def config_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         # Counted, not the highest number: a stray name must not ask for a million blocks.
         "num_block": len({name.split(".")[1] for name in shapes if re.match(r"body\.\d+\.", name)}),
         "num_grow_ch": growth,
-        "scale": 4 // fold,
+        "scale": 2**ups // fold,
+        **({} if ups == 2 else {"num_up": ups}),
     }
 
 
 def from_state_dict(tensors: Mapping[str, Any]) -> RRDBNet:
-    """The network with these tensors, copied to float32, in evaluation mode. Names may be old or new.
+    """The network with these tensors, copied to float32, in evaluation mode. Names may be Real-ESRGAN's or those before it.
 
     Raises:
         Refused: a tensor is missing, unexpected, of the wrong shape, or no tensor of floats; the error names it.
     """
-    tensors = {_current(str(name)): tensor for name, tensor in tensors.items()}
+    tensors = _current(tensors)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -212,8 +228,19 @@ def load(path: str | Path) -> RRDBNet:
         raise Refused(f"{path}", error.value, error.needed, f"{what}{error.argument}: {error.shown}") from None
 
 
-def _current(name: str) -> str:
-    """Real-ESRGAN's name of a tensor."""
-    for older, current in _OLDER:
-        name = re.sub(older, current, name)
-    return name
+def _current(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors by Real-ESRGAN's names."""
+    older = _OLDER
+    if any(str(name).startswith("model.1.sub.") for name in tensors):
+        found = {int(m[1]) for name in tensors if (m := re.fullmatch(r"model\.(\d{1,3})\.weight", str(name))) and int(m[1]) > 1}
+        numbers = sorted(found)
+        names = [*(f"conv_up{k}" for k in range(1, len(numbers) - 1)), "conv_hr", "conv_last"][-len(numbers) :]
+        last = [(rf"^model\.{n}\.", f"{name}.") for n, name in zip(numbers, names, strict=True)] if numbers else []
+        older = (*_FIRST, *last)
+    made = {}
+    for name, tensor in tensors.items():
+        current = str(name)
+        for pattern, replaced in older:
+            current = re.sub(pattern, replaced, current)
+        made[current] = tensor
+    return made
