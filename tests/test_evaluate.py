@@ -510,7 +510,7 @@ def test_nan_is_a_failure_not_a_number(pair):
         (["--pairs", "pair", "--backbone", "sd"], "--backbone: 'sd'; one of embedded, gaussian, sd21"),
         (
             ["--pairs", "pair", "--backbone", "gaussian", "--tile", "64"],
-            "--tile: needs --backbone embedded or sd21 or resshift, and the backbone is gaussian",
+            "--tile: needs --backbone embedded or sd21 or resshift or gan, and the backbone is gaussian",
         ),
         (
             ["--pairs", "pair", "--weights", "no.safetensors", "--backbone", "embedded"],
