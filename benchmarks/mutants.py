@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from report import RESULTS, Numbers, parser, save, table
+from report import RESULTS, Numbers, Report, parser, save, table
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -252,6 +252,15 @@ def rates(numbers: Numbers) -> str:
     return table(("module", "edits", "tried", "noticed", "rate"), rows)
 
 
+def summary(numbers: Numbers) -> str:
+    """The table, and the edits that no test noticed."""
+    alive = [f"`{name}`" for name, test in numbers["noticed"].items() if test is None]
+    return rates(numbers) + f"\n\nSurvivors: {', '.join(alive) or 'none'}."
+
+
+REPORT = Report("mutants", {("docs/proof.md", "mutants"): summary})
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--count", type=int, default=200)
@@ -279,7 +288,7 @@ def main() -> None:
             print(f"{i + 1:4d}  {edit.name}  {test or 'SURVIVES'}", flush=True)
             if i % 10 == 9:
                 save("mutants", numbers(options.seed, states, noticed_by), options.out or RESULTS)
-    save("mutants", numbers(options.seed, states, noticed_by), options.out or RESULTS)
+    REPORT.write(numbers(options.seed, states, noticed_by), options.out)
     print(rates(numbers(options.seed, states, noticed_by)))
     for name, test in noticed_by.items():
         if test is None:

@@ -10,8 +10,10 @@ import agreement
 import contact_sheet
 import convergence
 import few_step
+import mutants
 import overhead
 import paper_tables
+import peers_pictures
 import pipeline_memory
 import posterior
 import pytest
@@ -81,6 +83,8 @@ def test_files_that_are_named_exist(path):
 
 
 BENCHMARKS = (
+    mutants,
+    peers_pictures,
     agreement,
     ablation,
     convergence,

@@ -119,7 +119,7 @@ def test_the_command_keeps_memory_while_a_picture_runs(weights, tmp_path, monkey
         (["--weights", "."], "--weights: . has no model_index.json"),
         (
             ["--backbone", "gaussian", "--tile", "256"],
-            "--tile: needs --backbone embedded or sd21 or resshift, and the backbone is gaussian",
+            "--tile: needs --backbone embedded or sd21 or resshift or gan, and the backbone is gaussian",
         ),
         (["--guidance", "2"], "--guidance: needs --backbone sd21"),
         (["WEIGHTS", "--guidance", "nan"], "--guidance: nan; a number is needed"),

@@ -392,7 +392,7 @@ def test_a_missing_package_is_blamed_itself(folder, tmp_path, monkeypatch, capsy
     source = [str(folder.parent / "model.safetensors"), "--original-config", str(tmp_path / "cldm.yaml")]
     assert outcome(["convert", *source, "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "the backbones sd21 and resshift need the extra 'sd21'" in said
+    assert "the backbones sd21, resshift and gan need the extra 'sd21'" in said
     assert package in said
     assert not (tmp_path / "out").exists()
 

@@ -85,7 +85,7 @@ class DISTS(nn.Module):
         total = self.alpha.sum() + self.beta.sum()
         sizes = [3, *CHANNELS["vgg"]]
         like = torch.zeros(len(picture), dtype=picture.dtype, device=picture.device)
-        for f, g, alpha, beta in zip(ours, theirs, self.alpha.split(sizes), self.beta.split(sizes), strict=True):
+        for f, g, alpha, beta in zip(ours, theirs, *(torch.split(x, sizes) for x in (self.alpha, self.beta)), strict=True):
             m, n = f.mean((2, 3), keepdim=True), g.mean((2, 3), keepdim=True)
             v, w, both = (x.mean((2, 3)) for x in ((f - m) ** 2, (g - n) ** 2, (f - m) * (g - n)))
             m, n = m[..., 0, 0], n[..., 0, 0]
@@ -124,7 +124,8 @@ def _l2_pool(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     """Of length 1 over the channels."""
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / (length + 1e-10)
 
 
 def _row(like: Tensor, values: Sequence[float]) -> Tensor:

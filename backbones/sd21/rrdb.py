@@ -230,7 +230,7 @@ def load(path: str | Path) -> RRDBNet:
 
 def _current(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors by Real-ESRGAN's names."""
-    older = _OLDER
+    older: tuple[tuple[str, str], ...] = _OLDER
     if any(str(name).startswith("model.1.sub.") for name in tensors):
         found = {int(m[1]) for name in tensors if (m := re.fullmatch(r"model\.(\d{1,3})\.weight", str(name))) and int(m[1]) > 1}
         numbers = sorted(found)
