@@ -81,7 +81,7 @@ def pair(path: Path, scale: int, arguments: Any) -> tuple[Tensor, Tensor]:
     top, left = ((whole - side) // 2 for whole, side in zip(picture.shape[-2:], sides, strict=True))
     hr = picture[..., top : top + sides[0], left : left + sides[1]].contiguous()
     if arguments.degradation == "real":
-        return hr, degradation.degrade(hr, scale, arguments.seed)
+        return hr, degradation.degrade(hr[0], scale, arguments.seed)[None]
     lr = bicubic(hr, [side // scale for side in sides]).clamp(0, 1)
     return hr, (lr * 255).round() / 255
 
