@@ -248,6 +248,9 @@ def test_transparent_colours_and_grey_in_images_of_pil(tmp_path):
     loaded.load()
     assert images.of_pil(loaded).alpha[0, 0, 0, 0] == 0
     assert images.of_pil(Image.new("RGB", (3, 2))).colour.shape == (1, 3, 2, 3)  # it is in no file
+    lab = Image.new("RGB", (3, 2), (200, 30, 60)).convert("LAB")
+    assert lab.info["icc_profile"]
+    assert images.of_pil(lab).profile is None  # of LAB, and the colours are RGB now
 
 
 @pytest.mark.parametrize("kind", TIFFS)
