@@ -381,6 +381,8 @@ WRONG = {
     "int32": ((PICTURE * 255).int(), "uint8, uint16, or floating"),
     "int64": ((PICTURE * 255).long(), "uint8, uint16, or floating"),
     "bool": (PICTURE > 0.5, "uint8, uint16, or floating"),
+    "sparse": (PICTURE.to_sparse(), "a dense tensor with values is needed"),
+    "meta": (PICTURE.to("meta"), "a dense tensor with values is needed"),
     "complex": (PICTURE.cfloat(), "uint8, uint16, or floating"),
     "array": (PICTURE.numpy(), "a tensor is needed"),
     "image": (Image.new("RGB", (4, 4)), "a tensor is needed"),
