@@ -28,7 +28,7 @@ from .shift import Shift
 def _parts(plain: Schedule, to_source: bool, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """a, b and sigma'."""
     alpha, sigma = plain(t)
-    alpha_1, sigma_1 = plain(torch.ones((), dtype=t.dtype))
+    alpha_1, sigma_1 = plain(torch.ones((), dtype=t.dtype, device=t.device))
     r = torch.where(t < 1, (alpha_1 * sigma / (sigma_1 * alpha)) ** 2, 1.0)
     a = alpha * (1 - r)
     rest = torch.where(r < 1, 1 - r, 1.0)  # elsewhere no root is taken of 0, which has no derivative

@@ -452,6 +452,8 @@ def source(x_hat0: Tensor, field_shape: tuple[int, ...] = ()) -> None:
     """A floating batch of finite values, that a field of eta broadcasts against."""
     if not isinstance(x_hat0, Tensor) or not x_hat0.is_floating_point():
         raise RefusedType("x_hat0", x_hat0, "a floating tensor is needed", form(x_hat0))
+    if x_hat0.layout != torch.strided or x_hat0.is_meta:
+        raise RefusedType("x_hat0", x_hat0, "a dense tensor with values is needed", f"{form(x_hat0)}, {x_hat0.layout}")
     ok = x_hat0.ndim >= 1 and x_hat0.numel() > 0
     require(ok, "x_hat0", x_hat0, "a batch of at least one element is needed", form(x_hat0))
     ok = transformed(x_hat0) or bool(total(x_hat0).isfinite())

@@ -120,7 +120,7 @@ def loss(
     error = value - target(predicts, process, x0, x_hat0, t, z)
     if of == "x0":
         error = to_x0(predicts, process.over_batch(t, x0))[0].to(x0) * error
-    w = (weight if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=torch.float64)).to(x0)
+    w = (weight if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=torch.float64, device=x0.device)).to(x0)
     if w.ndim == 1:
         w = w.reshape(-1, *[1] * (x0.ndim - 1))
     return (w * (error**2 if norm == "l2" else error.abs())).flatten(1).mean(1)

@@ -218,6 +218,16 @@ def test_backbones_print_as_the_call_that_loads_them_copy_and_pickle(name, optio
         assert torch.equal(backbones.upscale(other, picture, 2, 2, noise=noise.manual_seed(0)), expected)
 
 
+@pytest.mark.parametrize("name", ["embedded", "gaussian"])
+def test_the_default_device_of_torch_changes_no_picture(name):
+    """On "meta" no number can be read: whatever is made there by default fails."""
+    picture = torch.rand(1, 3, 6, 5)
+    expected = backbones.upscale(backbones.load(name), picture, 4, 2, noise=seeded())
+    with torch.device("meta"):
+        found = backbones.upscale(backbones.load(name), picture, 4, 2, noise=seeded())
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

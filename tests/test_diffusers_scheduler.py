@@ -755,6 +755,19 @@ def test_every_scheduler_of_diffusers_is_taken_over_or_refused(caplog):
     assert min(len(kinds), taken, refused) > 40
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", "dossr"])
+def test_the_default_device_of_torch_changes_no_timestep(spacing):
+    def times():
+        s = DoSDEScheduler(timestep_spacing=spacing)
+        s.set_timesteps(4)
+        return s.timesteps
+
+    expected = times()
+    with torch.device("meta"):
+        found = times()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.filterwarnings("ignore:order")  # log lam on the released grid amplifies
 def test_schedulers_compare_pickle_and_copy():
     s = DoSDEScheduler(solver="adams", tau=0.5, variable="log_lam")

@@ -133,6 +133,8 @@ BEFORE = {
     # the source
     "x_hat0 nan": (solve(model, NAN, process=PROCESS), ValueError, r"x_hat0: .*\(2, 3, 4, 4\).* NaN or infinity"),
     "x_hat0 integer": (solve(model, X.int(), process=PROCESS), TypeError, r"x_hat0: a int32 tensor .* floating"),
+    "x_hat0 sparse": (solve(model, X.to_sparse(), process=PROCESS), TypeError, r"x_hat0: .*a dense tensor with values"),
+    "x_hat0 meta": (solve(model, X.to("meta"), process=PROCESS), TypeError, r"x_hat0: .*a dense tensor with values"),
     "x_hat0 array": (solve(model, X.numpy(), process=PROCESS), TypeError, r"x_hat0: a ndarray; a floating tensor"),
     "x_hat0 empty": (solve(model, X[:0], process=PROCESS), ValueError, r"\(0, 3, 4, 4\).* at least one element"),
     "field of another shape": (

@@ -177,6 +177,21 @@ def test_the_default_device_and_dtype_of_torch_change_no_plan():
         torch.set_default_dtype(torch.float32)
 
 
+def test_the_default_device_of_torch_changes_nothing_else():
+    z, t = torch.zeros(2, 3, 4, 4, device="cpu"), torch.tensor([0.2, 0.5], device="cpu")
+
+    def made():
+        bridge = dosde.process.bridge(schedule.linear())
+        loss = objective.loss(X, "x0", PROCESS, z, X, t, X, weight=2.0)
+        white = dosde.posterior.Covariance(0.25).given(X, torch.tensor(1.0, device="cpu"))
+        return [run(steps=3, order=2, process=bridge), loss, white]
+
+    expected = made()
+    with torch.device("meta"):
+        found = made()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_the_default_dtype_changes_no_sample():
     expected = run()
     try:

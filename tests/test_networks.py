@@ -1,6 +1,8 @@
 """Networks of diffusers on our processes, against diffusers' own samplers, and against closed forms."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -248,6 +250,18 @@ def test_every_scheduler_of_diffusers_is_understood_or_refused_by_name():
     assert not any("\n" in error for error in refused)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_models_copy_and_pickle(name):
+    model = from_model(unet(), SCHEDULERS[name])
+    x = torch.randn(1, 3, 8, 8, generator=seeded())
+    expected = dosde.solve(model, x, 3, 2, noise=seeded())
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(dosde.solve(again, x, 3, 2, noise=seeded()), expected)
+    path = path_of(SCHEDULERS[name])
+    assert pickle.loads(pickle.dumps(path)) == path == path_of(SCHEDULERS[name])
+
+
 NET = lambda x, timestep: x  # noqa: E731
 E, D = {"encoder_hidden_states": torch.zeros(1, 4, 8)}, SCHEDULERS["ddpm"]
 test_wrong_calls = wrong_calls(
@@ -256,7 +270,17 @@ test_wrong_calls = wrong_calls(
         "kind": (
             lambda: from_model(NET, {**D.config, "prediction_type": "score"}),
             ValueError,
-            "^prediction_type: 'score'; one of",
+            "^prediction_type: 'score'; one of epsilon, v_prediction, sample is needed",
+        ),
+        "flow without flow": (
+            lambda: from_model(NET, {**D.config, "prediction_type": "flow_prediction"}),
+            ValueError,
+            "^prediction_type: 'flow_prediction'; one of epsilon, v_prediction, sample is needed",
+        ),
+        "times turned round": (
+            lambda: from_model(NET, diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)),
+            ValueError,
+            "^invert_sigmas: True; False is needed in the config of FlowMatchEuler",
         ),
         "eps": (
             lambda: from_model(NET, diffusers.DDIMScheduler(rescale_betas_zero_snr=True)),

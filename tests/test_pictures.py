@@ -248,6 +248,9 @@ def test_transparent_colours_and_grey_in_images_of_pil(tmp_path):
     loaded.load()
     assert images.of_pil(loaded).alpha[0, 0, 0, 0] == 0
     assert images.of_pil(Image.new("RGB", (3, 2))).colour.shape == (1, 3, 2, 3)  # it is in no file
+    lab = Image.new("RGB", (3, 2), (200, 30, 60)).convert("LAB")
+    assert lab.info["icc_profile"]
+    assert images.of_pil(lab).profile is None  # of LAB, and the colours are RGB now
 
 
 @pytest.mark.parametrize("kind", TIFFS)
@@ -378,6 +381,8 @@ WRONG = {
     "int32": ((PICTURE * 255).int(), "uint8, uint16, or floating"),
     "int64": ((PICTURE * 255).long(), "uint8, uint16, or floating"),
     "bool": (PICTURE > 0.5, "uint8, uint16, or floating"),
+    "sparse": (PICTURE.to_sparse(), "a dense tensor with values is needed"),
+    "meta": (PICTURE.to("meta"), "a dense tensor with values is needed"),
     "complex": (PICTURE.cfloat(), "uint8, uint16, or floating"),
     "array": (PICTURE.numpy(), "a tensor is needed"),
     "image": (Image.new("RGB", (4, 4)), "a tensor is needed"),

@@ -116,6 +116,7 @@ def test_the_command_keeps_memory_while_a_picture_runs(weights, tmp_path, monkey
     [
         (["--backbone", "sd21"], "--weights: none; the backbone sd21 needs a folder"),
         (["--weights", "nowhere"], "--weights: nowhere; no such folder"),
+        (["--weights", "run/weights.safetensors"], "--weights: run/weights.safetensors; no such file"),
         (["--weights", "."], "--weights: . has no model_index.json"),
         (
             ["--backbone", "gaussian", "--tile", "256"],

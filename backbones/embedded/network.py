@@ -255,7 +255,7 @@ class Network(nn.Module):
         detail = (x_hat0 - mean.repeat_interleave(fold, -1).repeat_interleave(fold, -2)) / self.config.scale
         h = torch.cat([F.pixel_unshuffle(w, fold), F.pixel_unshuffle(detail, fold), mean], 1)
         h = h.to(weight.dtype).contiguous(memory_format=torch.channels_last)
-        waves = theta.reshape(-1, 1) * torch.arange(1, _FREQUENCIES + 1) * math.pi
+        waves = theta.reshape(-1, 1) * torch.arange(1, _FREQUENCIES + 1, device=theta.device) * math.pi
         time = torch.cat([theta.reshape(-1, 1), waves.cos(), waves.sin()], 1).to(weight.device, weight.dtype)
         value, gain = F.pixel_shuffle(self._of_members(h, time), fold).to(w.dtype).chunk(2, 1)
         return torch.addcmul(value, gain, w)
@@ -271,7 +271,7 @@ class Network(nn.Module):
             return total / count
         if len(h) % count:
             raise Refused("x", h, f"a multiple of the {count} members is needed in training mode", f"a batch of {len(h)}")
-        turns = [torch.arange(k, len(h), count) for k in range(count)]
+        turns = [torch.arange(k, len(h), count, device=h.device) for k in range(count)]
         time = time.expand(len(h), -1)
         parts = [member(h[turn], time[turn]) for member, turn in zip(self.members, turns, strict=True)]
         return torch.cat(parts)[torch.cat(turns).argsort()]

@@ -113,12 +113,12 @@ def _from_opponent(x: Tensor) -> Tensor:
 
 def _grid(n: int) -> Tensor:
     """0 to n - 1, in float32 whatever the default is."""
-    return torch.arange(n, dtype=torch.float32)
+    return torch.arange(n, dtype=torch.float32, device="cpu")
 
 
 def _blur(rho: Tensor) -> Tensor:
     """The transfer of the bicubic kernel (Keys, a = -1/2), stretched to the low-resolution grid, over Nyquist."""
-    x = (torch.arange(2000, dtype=torch.float64) + 0.5) / 1000
+    x = (torch.arange(2000, dtype=torch.float64, device="cpu") + 0.5) / 1000
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     kernel = torch.where(x < 1, near, far)
@@ -130,7 +130,7 @@ def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     """A and beta of each channel, (batch, channels, 1, 1): a line through log power over log rho, in octave-thirds."""
     h, w = z.shape[-2:]
     rho = torch.sqrt((_grid(h) / h)[:, None] ** 2 + (_grid(w) / w) ** 2)
-    edges = 0.8 * 2 ** (-torch.arange(13, dtype=torch.float32) / 3)
+    edges = 0.8 * 2 ** (-torch.arange(13, dtype=torch.float32, device="cpu") / 3)
     logs, powers, counts = [], [], []
     for high, low in pairwise(edges):
         ring = (rho > low) & (rho <= high)
@@ -141,7 +141,7 @@ def _fit(z: Tensor, blur: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     if len(logs) < 3:  # a picture of a few pixels: the usual exponent, and the power that it has
         power = (z**2).mean((-2, -1)).clamp(min=rounding / 100) * 0.01
         return power[..., None, None], torch.full_like(power, 2.0)[..., None, None]
-    x, y, weight = torch.stack(logs), torch.stack(powers), torch.tensor(counts, dtype=torch.float32).sqrt()
+    x, y, weight = torch.stack(logs), torch.stack(powers), torch.tensor(counts, dtype=torch.float32, device="cpu").sqrt()
     x_mean = (weight * x).sum() / weight.sum()
     y_mean = (weight[:, None, None] * y).sum(0) / weight.sum()
     slope = (weight[:, None, None] * (x - x_mean)[:, None, None] * (y - y_mean)).sum(0) / (weight * (x - x_mean) ** 2).sum()

@@ -226,8 +226,8 @@ def _of_pil(image: "Image", pixels: Array | None, frames: int) -> Picture:
             raise ValueError(f"mode {image.mode}, 32 bits a pixel, of unknown range; convert it to 8 or 16 bits")
         else:
             pixels = np.asarray(_plain(image))
-    if image.mode == "CMYK":
-        profile = None  # of the inks, not of the colours that they became
+    if image.mode in ("CMYK", "LAB", "HSV"):
+        profile = None  # of the inks or coordinates, not of the colours that they became
     bits = 16 if pixels.dtype == np.uint16 else 8
     planes = pixels if pixels.ndim == 3 else pixels[..., None]
     return _picture(planes, bits, _orientation(image), profile, frames)

@@ -37,6 +37,8 @@ def unit(argument: str, picture: object, shown: str | None = None, slack: float 
     most = _MOST.get(picture.dtype)
     if most is None and not picture.is_floating_point():
         raise RefusedType(argument, picture, TYPES, shown)
+    if picture.is_meta or picture.layout != torch.strided:
+        raise RefusedType(argument, picture, "a dense tensor with values is needed", f"{shown}, {picture.layout}")
     require(picture.numel() > 0, argument, picture, "at least one pixel is needed", shown)
     if most is not None:
         return picture.to(torch.float32) / most

@@ -101,6 +101,8 @@ def of_hub(name: str, argument: str, variant: str | None = None, **hub: Any) -> 
     )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise Refused(argument, name, f"no such folder{gone}", name)
+    if Path(name).suffix.lower() in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):  # a file that is not there, and no id
+        raise Refused(argument, name, "no such file", name)
     try:
         ignored = ["*.ckpt", "*.bin", "*.msgpack", "*.onnx*", *([] if variant else ["*.fp16.*"])]
         return Path(snapshot_download(name, ignore_patterns=ignored, **hub))

@@ -50,7 +50,7 @@ class Loop:
     def solve(self, x_hat0: Tensor, steps: int, order: int | None, bar: Any, noise: Any, **solver: Any) -> Tensor:
         """x0, or the best estimate of it where the callback ends the solve; arguments as in `dosde.solve`."""
         plan = dosde.plan(self.model.process, steps, order, **solver)
-        step, added = 0, torch.zeros(())
+        step, added = 0, torch.zeros((), device="cpu")
 
         def model(x: Tensor, x_hat0: Tensor, t: Tensor) -> Tensor:
             nonlocal step, added
@@ -81,7 +81,7 @@ class Loop:
         before = {"latents": x, "prompt_embeds": prompts, "negative_prompt_embeds": both[0] if guided else None}
         passed = {name: None if (own := before[name]) is None else own.clone() for name in self.inputs}
         number = self.pipe.scheduler.model_time(t)
-        timestep = torch.tensor(int(number) if number == int(number) else number)
+        timestep = torch.tensor(int(number) if number == int(number) else number, device="cpu")
         answer = self.callback(self.pipe, step, timestep, dict(passed))
         if answer is not None and not isinstance(answer, Mapping):
             needed = f"a dict with some of {', '.join(INPUTS)}, or None, is needed"

@@ -168,7 +168,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             check.require(ok, "prediction_type", prediction_type, needed)
         self.process = Process(noise, eta)
         self.method: Method = _method(solver, scale, tau, corrector, variable)
-        self.timesteps = torch.arange(num_train_timesteps).flip(0)
+        self.timesteps = torch.arange(num_train_timesteps, device="cpu").flip(0)
         self.num_inference_steps: int | None = None
         self.x_hat0: Tensor | None = None
         self.plan = []
@@ -236,7 +236,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if steps > most:
             raise Refused("num_inference_steps", steps, f"at most {most} is needed, the number of indices below t1")
         if spacing == "leading":
-            index = torch.arange(steps, dtype=torch.float64).flip(0) * (most // steps) + self.config.steps_offset
+            index = torch.arange(steps, dtype=torch.float64, device="cpu").flip(0) * (most // steps) + self.config.steps_offset
         elif spacing == "trailing":
             index = torch.from_numpy(np.arange(most, 0, -most / steps)[:steps].round()) - 1
         else:  # numpy's arithmetic, which diffusers uses: torch's rounds other indices up

@@ -93,9 +93,9 @@ def _table_path(config: Mapping[str, Any], name: str, time: str) -> Path:
     trained = None if trained is None else torch.as_tensor(trained).tolist()
     first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)  # which a cosine does not need
     table = torch.cumprod(1 - betas(T, first, last, config["beta_schedule"], trained), 0)
-    kind = config.get("prediction_type", "epsilon")
-    kind = KINDS.get(kind, kind)
-    check.one_of("prediction_type", kind, ("vp_eps", "v", "x0"))
+    said = config.get("prediction_type", "epsilon")
+    check.one_of("prediction_type", said, ("epsilon", "v_prediction", "sample"))
+    kind = KINDS[said]
     if config.get("rescale_betas_zero_snr"):
         table = zero_terminal_snr(table)
         shown = "'epsilon' with rescale_betas_zero_snr"
@@ -107,31 +107,50 @@ def _table_path(config: Mapping[str, Any], name: str, time: str) -> Path:
         lams = torch.cat([lams[:-1], lams[-2:-1] ** 2 / lams[-3:-2]])
     logs = lams.log()
 
-    def index(lam: float) -> float:
-        at = torch.tensor(math.log(lam), dtype=torch.float64).clamp(logs[0], logs[-1])
-        high = int(torch.searchsorted(logs, at).clamp(1, T - 1))
-        part = float((at - logs[high - 1]) / (logs[high] - logs[high - 1]))
-        return high - 1 + (part if time == "interpolate" else round(part))
+    called = _TableCall(logs, kind, time == "interpolate")
+    return Path(Process(from_alphas_cumprod(table), none()), called, math.inf if ends else float(lams[-1]))
 
-    def call(lam: float) -> Call:
+
+@dataclass(frozen=True, eq=False)
+class _TableCall(ByValue):
+    """lam -> Call, at the index of a table whose log lam are `logs`, or between two of them."""
+
+    logs: Tensor
+    kind: str
+    between: bool
+
+    def __call__(self, lam: float) -> Call:
         alpha = 1 / math.sqrt(1 + lam**2)
-        keep, gain = {"vp_eps": (1.0, -lam), "v": (alpha**2, -lam * alpha), "x0": (0.0, 1.0)}[kind]
-        return Call(alpha, index(lam), keep, gain)
+        keep, gain = {"vp_eps": (1.0, -lam), "v": (alpha**2, -lam * alpha), "x0": (0.0, 1.0)}[self.kind]
+        return Call(alpha, self._index(lam), keep, gain)
 
-    return Path(Process(from_alphas_cumprod(table), none()), call, math.inf if ends else float(lams[-1]))
+    def _index(self, lam: float) -> float:
+        logs = self.logs
+        at = logs.new_tensor(math.log(lam)).clamp(logs[0], logs[-1])
+        high = int(torch.searchsorted(logs, at).clamp(1, len(logs) - 1))
+        part = float((at - logs[high - 1]) / (logs[high] - logs[high - 1]))
+        return high - 1 + (part if self.between else round(part))
 
 
 def _flow_path(config: Mapping[str, Any], name: str) -> Path:
     kind = config.get("prediction_type", "flow_prediction")
     require(kind == "flow_prediction", "prediction_type", kind, f"flow_prediction is needed in the config of {name}")
+    if config.get("invert_sigmas"):  # which turns the times of the network round
+        raise Refused("invert_sigmas", config["invert_sigmas"], f"False is needed in the config of {name}")
     T = int(config.get("num_train_timesteps", 1000))
-
-    def call(lam: float) -> Call:
-        s = lam / (1 + lam)
-        return Call(1 / (1 + lam), T * s, 1 / (1 + lam), -s)
-
     shift = float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
-    return Path(Process(flow(shift), none()), call, math.inf)
+    return Path(Process(flow(shift), none()), _FlowCall(T), math.inf)
+
+
+@dataclass(frozen=True)
+class _FlowCall:
+    """lam -> Call of a network that was trained on flow matching, with T times."""
+
+    T: int
+
+    def __call__(self, lam: float) -> Call:
+        s = lam / (1 + lam)
+        return Call(1 / (1 + lam), self.T * s, 1 / (1 + lam), -s)
 
 
 def _edm_path(config: Mapping[str, Any]) -> Path:
@@ -139,12 +158,19 @@ def _edm_path(config: Mapping[str, Any]) -> Path:
     check.one_of("prediction_type", kind, ("epsilon", "v_prediction"))
     sign = 1.0 if kind == "epsilon" else -1.0
     most = float(config.get("sigma_max", 80.0))
+    return Path(Process(ve(_Line(most)), none()), _EDMCall(data, sign), most)
 
-    def call(lam: float) -> Call:
-        root = math.hypot(lam, data)
-        return Call(1 / root, math.log(lam) / 4, (data / root) ** 2, sign * lam * data / root)
 
-    return Path(Process(ve(_Line(most)), none()), call, most)
+@dataclass(frozen=True)
+class _EDMCall:
+    """lam -> Call of a network under EDM's preconditioning; sign: that of its output."""
+
+    data: float
+    sign: float
+
+    def __call__(self, lam: float) -> Call:
+        root = math.hypot(lam, self.data)
+        return Call(1 / root, math.log(lam) / 4, (self.data / root) ** 2, self.sign * lam * self.data / root)
 
 
 @dataclass(frozen=True)

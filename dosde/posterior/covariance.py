@@ -41,7 +41,7 @@ class Covariance(ByValue):
 
     def given(self, v: Tensor, sigma2: Tensor) -> Tensor:
         """The product (C^-1 + 1/sigma^2)^-1 v."""
-        variance = torch.as_tensor(self.variance).to(v)
+        variance = torch.as_tensor(self.variance, device=v.device).to(v)
         return self.pixels(variance / (1 + variance / sigma2) * self.modes(v))
 
 
