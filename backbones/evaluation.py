@@ -503,6 +503,18 @@ def check_out(path: Path) -> None:
         raise Refused("out", path, f"{error.strerror}: a file in a folder that can be written to is needed") from None
 
 
+def check_ours(path: Path) -> None:
+    """Refused where a file is there that holds no results, of a whole evaluation or of one that was stopped."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        held = None
+    if not (isinstance(held, dict) and {"protocol", "pictures"} <= set(held)):
+        raise Refused("out", path, "it holds no results of dosde evaluate; another name is needed, or delete it")
+
+
 def write(path: Path, made: Mapping[str, Any]) -> None:
     """Writes a `document` as JSON, whole or not at all.
 

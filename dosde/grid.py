@@ -39,7 +39,7 @@ def log_lam(lam_max: float = 80.0, lam_min: float = 0.03) -> Grid:
 @maker
 def karras(lam_max: float = 80.0, lam_min: float = 0.03, rho: float = 7.0) -> Grid:
     """Uniform in lam^(1/rho) from lam_max (or lam(t1), if that is less) to lam_min, then t = 0 (Karras et al. 2022, Eq. 5)."""
-    require(rho > 0, "rho", rho, "a positive power is needed")
+    require(0 < rho < math.inf, "rho", rho, "a positive power is needed (log_lam is its limit)")
     return _between(lam_max, lam_min, rho)
 
 

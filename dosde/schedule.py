@@ -175,9 +175,12 @@ def with_shift(shift: Callable[[Tensor], Tensor], kappa: float, power: float = 0
 def scaled(schedule: Schedule, noise: float | Tensor) -> Schedule:
     """A schedule with its sigma times a number or a field that broadcasts against x: noise that differs by pixel (UPSR)."""
 
+    field = check.values("noise", noise, "a number, or a field of them,")
+    require(check.within(field, 0, math.inf), "noise", noise, "finite values >= 0 are needed")
+
     def more(t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = schedule(t)
-        return alpha, sigma * torch.as_tensor(noise, dtype=torch.float64, device="cpu")
+        return alpha, sigma * field
 
     return more
 

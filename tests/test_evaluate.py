@@ -562,7 +562,8 @@ def test_a_folder_that_cannot_be_written_to(pair, tmp_path, monkeypatch, capsys)
 
 
 def test_a_failed_write_leaves_what_was_there(pair, tmp_path, monkeypatch, capsys):
-    (tmp_path / "a.json").write_text("before")
+    before = '{"protocol": {}, "pictures": {}}'
+    (tmp_path / "a.json").write_text(before)
 
     def full(*args):
         raise OSError("No space left on device")
@@ -570,7 +571,7 @@ def test_a_failed_write_leaves_what_was_there(pair, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(os, "replace", full)
     assert run("--pairs", pair / "hr", "--results", pair / "hr", "-o", tmp_path / "a.json") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "pair"]
-    assert (tmp_path / "a.json").read_text() == "before"
+    assert (tmp_path / "a.json").read_text() == before
     assert capsys.readouterr().err.splitlines()[-1] == "dosde evaluate: error: --out: No space left on device"
 
 
@@ -728,3 +729,16 @@ def test_hidden_colours_are_not_measured_and_do_not_bleed(pair, tmp_path):
         assert run("--pairs", pair, "-o", tmp_path / "a.json", "--steps", "2") == 0
         made.append(written(tmp_path / "a.json")["mean"])
     assert made[0] == made[1]
+
+
+def test_a_file_of_somebody_is_not_replaced(tmp_path):
+    """Results are; so is an empty file."""
+    for content in ('{"mine": 1}', "[1, 2]", "notes", '{"protocol": 1}'):
+        path = tmp_path / "notes.json"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"^out: .*notes.json; it holds no results of dosde evaluate; another name"):
+            evaluation.check_ours(path)
+        assert path.read_text() == content
+    for content in ("", '{"protocol": {}, "pictures": {}, "complete": true}'):
+        path.write_text(content)
+        evaluation.check_ours(path)

@@ -144,6 +144,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             if arguments.out is not None:
                 evaluation.check_out(arguments.out)
                 _check_no_input(arguments.out, pairs, solver.options.get("weights") if solver else None)
+                evaluation.check_ours(arguments.out)
             by = metrics.metrics(names, border, backbones.device(device), arguments.metric_weights)
     except ImportError as error:
         raise Unusable(f"dosde evaluate {NEEDS_IMAGES} ({error})") from None
