@@ -7,7 +7,6 @@
 The release draws t from the table: times = "table" and table = T in [objective].
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import dosde
-from backbones import named, whole
+from backbones import named
 from backbones.resshift import convert, folders
 from backbones.resshift.pipeline import ResShiftPipeline
 from backbones.sd21.backbone import quiet
@@ -25,7 +24,7 @@ from dosde import presets
 from dosde.check import Refused
 
 from .config import Config, Times, within
-from .task import Batch, Loss, Network
+from .task import Batch, Loss, Network, with_component
 
 
 class ResShift:
@@ -103,11 +102,7 @@ class ResShift:
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         """The pipeline's folder, with this U-Net, as `save_pretrained` writes it, where nothing is yet."""
-        before, path = self.pipe.folder, folder / "pipeline"
+        before = self.pipe.folder
         assert before is not None
         unet = convert.filled("unet", folders.config_of(before, "unet"), dict(tensors))
-        with whole.folder(path) as place:
-            ignored = lambda at, _: ["unet"] if Path(at) == before else []  # noqa: E731
-            shutil.copytree(before, place, dirs_exist_ok=True, ignore=ignored)
-            unet.save_pretrained(place / "unet")
-        return path
+        return with_component(before, folder, "unet", unet)

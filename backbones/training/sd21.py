@@ -10,7 +10,6 @@ pipeline.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from dosde.check import Refused
 from . import digest
 from .config import Config, Times, within
 from .data import Own, Samples
-from .task import Batch, Loss, Network
+from .task import Batch, Loss, Network, with_component
 
 
 class SD21:
@@ -204,14 +203,8 @@ class SD21:
     def save(self, tensors: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
         """The pipeline's folder, with this ControlNet, as `save_pretrained` writes it, where nothing is yet."""
         controlnet = parts.filled("controlnet", dict(self.pipe.controlnet.config), dict(tensors))
-        before, path = self.pipe.folder, folder / "pipeline"
-        assert before is not None
-        with whole.folder(path) as place:
-            shutil.copytree(
-                before, place, dirs_exist_ok=True, ignore=lambda at, _: ["controlnet"] if Path(at) == before else []
-            )
-            controlnet.save_pretrained(place / "controlnet")
-        return path
+        assert self.pipe.folder is not None
+        return with_component(self.pipe.folder, folder, "controlnet", controlnet)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 `pixels.Embedded`, `sd21.SD21` and `resshift.ResShift` are the tasks. The loop (`loop.train`) knows no more than `Task`.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import dosde
+from backbones import whole
 from dosde import objective
 from dosde.prediction import Predicts
 
@@ -74,6 +76,22 @@ class Task(Protocol):
             folder: the folder of the run.
             metadata: what the file says beside its tensors.
         """
+
+
+def with_component(before: Path, folder: Path, name: str, component: Any) -> Path:
+    """The folder of a pipeline with another component, as `save_pretrained` writes it: folder/pipeline, where nothing is yet.
+
+    Args:
+        before: the folder of the pipeline that the run started from.
+        folder: the folder of the run.
+        name: of the component, and of its folder.
+        component: a model of diffusers.
+    """
+    path = folder / "pipeline"
+    with whole.folder(path) as place:
+        shutil.copytree(before, place, dirs_exist_ok=True, ignore=lambda at, _: [name] if Path(at) == before else [])
+        component.save_pretrained(place / name)
+    return path
 
 
 @dataclass(frozen=True)
