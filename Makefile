@@ -41,6 +41,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PIP) -e ".[train]"
 	$(BIN)/python benchmarks/convergence.py
+	$(BIN)/python benchmarks/laws.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/few_step.py

@@ -67,7 +67,7 @@ def graded_start(order: int, grid: Grid = uniform) -> Grid:
     Its first step has order 1 and an error of h^2, its second one order 2 and an error of h^3. From a finite lam these errors
     stay, and `method.ode` of any order k is of order 2 (3 with the corrector). Of N steps of the given grid the first one is
     cut at the parts N^(1 - (k + 1)/(j + 1)) of its time, j = 1 .. k, so that the step of order j has an error of N^-(k + 1).
-    Outputs that lie so close together magnify errors of the model: at order 4 and 80 steps 24 times, which warns.
+    Outputs that lie so close together magnify errors of the model: a plan that does so much warns.
 
     Args:
         order: k, that of the method, or one more with the corrector.

@@ -10,6 +10,7 @@ import agreement
 import contact_sheet
 import convergence
 import few_step
+import laws
 import mutants
 import overhead
 import paper_tables
@@ -83,6 +84,7 @@ def test_files_that_are_named_exist(path):
 
 
 BENCHMARKS = (
+    laws,
     mutants,
     peers_pictures,
     agreement,
