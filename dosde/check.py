@@ -203,10 +203,13 @@ def _number(value: object) -> bool:
         return False
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim == 0 and not isinstance(value.item(), bool | complex)
+    if not isinstance(value, numbers.Real):
+        return False
     try:
-        return isinstance(value, numbers.Real) and float(value) is not None
+        float(value)  # which a whole number may be too large for
     except OverflowError:
         return False
+    return True
 
 
 # -- Numbers, names, functions ----------------------------------------------------------------------------------------------

@@ -316,3 +316,19 @@ test_wrong_calls = wrong_calls(
         ),
     }
 )
+
+
+@pytest.mark.parametrize("config", [{}, {"prediction_type": "v"}, {"beta_schedule": "flow", "prediction_type": "velocity"}])
+def test_a_scheduler_of_ours_without_a_shift_is_as_one_of_diffusers(config):
+    from dosde.interop.diffusers import DoSDEScheduler
+
+    net = lambda x, timestep: torch.tanh(x)  # noqa: E731
+    ours = from_model(net, DoSDEScheduler(shift="none", **config), process=PROCESS)
+    if "beta_schedule" in config:
+        theirs = diffusers.FlowMatchEulerDiscreteScheduler()
+    else:
+        kind = "v_prediction" if config else "epsilon"
+        table = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        theirs = diffusers.DDPMScheduler(prediction_type=kind, **table)
+    x, x_hat0, t = randn(1, 3), randn(1, 3), PROCESS.time(1.3)
+    assert torch.equal(ours(x, x_hat0, t), from_model(net, theirs, process=PROCESS)(x, x_hat0, t))

@@ -174,7 +174,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.plan = []
         self._times = None
         self._adopts = False
-        self._shifted = shift != "none" or trained_etas is not None
+        self.shifted = shift != "none" or trained_etas is not None
         self._forget()
 
     @classmethod
@@ -395,7 +395,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             check.source(original_samples, self.process.field_shape)
             self.x_hat0 = original_samples
         source = self.x_hat0 if source is None else source
-        if source is None and self._shifted:
+        if source is None and self.shifted:
             raise Refused("source", None, "with a shift, the source in the shape of x0 is needed", "None, and no x_hat0 is set")
         if source is not None and source.shape != original_samples.shape:
             raise Refused("source", source, f"the shape of x0, {tuple(original_samples.shape)}, is needed", check.form(source))
@@ -406,7 +406,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             times = torch.tensor([self._time(n) for n in numbers], dtype=torch.float64, device="cpu")
             m = self.process.over_batch(times[0] if len(set(numbers)) == 1 else times, x0)
         x = noised(m, x0, noise.to(x0.device))
-        if source is not None and self._shifted:  # 0 where x0 is the source, so that this is `start` to the bit
+        if source is not None and self.shifted:  # 0 where x0 is the source, so that this is `start` to the bit
             x = x + m.b.to(x) * (source.to(x) - x0)
         return self._rounded(x, original_samples.dtype) if first else x.to(original_samples.dtype)
 
@@ -481,7 +481,7 @@ class DoSDEScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _source(self, like: Tensor) -> Tensor:
         if self.x_hat0 is not None:
             return self.x_hat0
-        if self._shifted:
+        if self.shifted:
             raise Refused("x_hat0", None, "set_timesteps(num_inference_steps, device, x_hat0) is needed", "None with a shift")
         if not isinstance(like, Tensor):
             raise RefusedType("sample, noise", like, "a floating tensor is needed", check.form(like))
