@@ -82,7 +82,7 @@ def _config(scheduler: object) -> dict[str, Any]:
         raise RefusedType("scheduler", scheduler, "a scheduler of diffusers, or its config, is needed", check.form(scheduler))
     config = dict(held)
     if "solver" in config:  # a `DoSDEScheduler` of ours without a shift, in the words of diffusers
-        kind, theirs = config.get("prediction_type"), {ours: name for name, ours in KINDS.items()}
+        kind, theirs = str(config.get("prediction_type")), {ours: name for name, ours in KINDS.items()}
         config["prediction_type"] = theirs.get(kind, kind)
         if config.get("beta_schedule") == "flow":
             config |= {"use_flow_sigmas": True, "shift": config["flow_shift"]}
