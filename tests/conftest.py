@@ -1,6 +1,9 @@
 import gc
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a run in the background, whose Ctrl-C tests would wait for nothing
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, which run side by side too
 
 import pytest
